@@ -1,0 +1,41 @@
+# Every target sets up .venv by itself. The torch pin is the CPU build; the package itself
+# accepts any recent torch.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+export TF_CPP_MIN_LOG_LEVEL ?= 3
+BACKENDS := tensorflow jax torch
+
+.PHONY: quickstart test lint format test-slow clean $(BACKENDS:%=test-%)
+
+quickstart: $(READY)
+	$(BIN)/python scripts/train.py --data generated --scheme pre_agg_decoupled --budget 1.05e6 \
+		--recipe quickstart --name quickstart
+	$(BIN)/python scripts/evaluate.py runs/quickstart --pictures
+
+test: $(BACKENDS:%=test-%)
+
+$(BACKENDS:%=test-%): test-%: $(READY)
+	KERAS_BACKEND=$* $(BIN)/python -m pytest
+
+test-slow: $(READY)
+	for backend in $(BACKENDS); do KERAS_BACKEND=$$backend $(BIN)/python -m pytest -m slow || exit 1; done
+
+lint: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(READY)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+$(READY): pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet torch==2.13.0
+	$(BIN)/pip install --quiet --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf .venv build *.egg-info

@@ -1,0 +1,45 @@
+"""Writing without loss: every file appears whole, under its final name, or not at all."""
+
+import contextlib
+import json
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+
+@contextlib.contextmanager
+def atomic_path(target: str | os.PathLike) -> Iterator[Path]:
+    """Yields a temporary path beside `target`, renamed onto `target` when the block succeeds.
+
+    The temporary name keeps the suffix of the target, because Keras and NumPy choose the
+    format by it. When the block raises, the temporary file is removed and `target` is as it was.
+
+    Args:
+        target: the file to be written. Its folder is made if need be.
+
+    Yields:
+        The path to write to.
+    """
+    target = Path(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.stem}.{secrets.token_hex(4)}{target.suffix}")
+    try:
+        yield temporary
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(target: str | os.PathLike, text: str) -> None:
+    """Writes `text` as UTF-8 to `target`, atomically."""
+    with atomic_path(target) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(target: str | os.PathLike, value: Any) -> None:
+    """Writes `value` as indented JSON to `target`, atomically."""
+    write_text(target, json.dumps(value, indent=2) + "\n")
