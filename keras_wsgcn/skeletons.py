@@ -190,7 +190,11 @@ class Skeleton:
         try:
             for group in value:
                 indices = tuple(self.index(joint, argument) for joint in group)
-                if len(set(indices)) != len(indices) or not indices or size not in (None, len(indices)):
+                if (
+                    len(set(indices)) != len(indices)
+                    or not indices
+                    or size not in (None, len(indices))
+                ):
                     raise TypeError
                 groups.append(indices)
         except TypeError:

@@ -1,0 +1,368 @@
+"""The graph layers: `GraphConv` for every weight-sharing scheme, `GraphNonLocal`, and the turn.
+
+Written as Keras core writes layers; the contraction itself lives in `ops.py`.
+"""
+
+import keras
+from keras import ops
+
+from keras_wsgcn import ops as graph_ops
+from keras_wsgcn import schemes, skeletons
+from keras_wsgcn.budget import AFFINITIES
+from keras_wsgcn.errors import InputError, check_choice, check_integer
+
+
+@keras.saving.register_keras_serializable(package="keras_wsgcn")
+class GraphConv(keras.layers.Layer):
+    """Graph convolution over the joints of a skeleton, under any weight-sharing scheme.
+
+    Computes, for each joint `i` with its neighbours and itself as `j`,
+
+        y_i = activation(sum over j of a_ij * x_j @ kernel[k(i, j)] + bias)
+
+    where the scheme says which kernel `k` an edge uses. The sum runs in the cheaper order: joints
+    are mixed after the matrix products or before them, whichever needs fewer products.
+
+    Args:
+        units: Integer, channels of the output.
+        scheme: Name of a scheme (see `keras_wsgcn.SCHEMES`), or a `Scheme`.
+        skeleton: Name of a skeleton, or a `Skeleton`.
+        affinity: `"fixed"` takes `a = D^-1/2 (A + I) D^-1/2` from the skeleton (Eq. 2).
+            `"learned"` holds a logit for each edge and self-loop, starting at 1, and takes their
+            softmax over the neighbourhood of a target, before the neighbourhood is split.
+        activation: Activation function to use. If you don't specify anything, no activation is
+            applied.
+        use_bias: Boolean, whether one bias per channel is added.
+        joints_axis: 1 for inputs `(batch, joints, channels)`, 0 for `(joints, batch, channels)`,
+            which is faster: a model turns once at its input and once at its output.
+        kernel_initializer: Initializer for the kernels. Variance-scaling initializers take the
+            fans of a single kernel, so that every scheme starts at the same scale.
+        bias_initializer: Initializer for the bias.
+        kernel_regularizer: Regularizer function applied to the kernels.
+        bias_regularizer: Regularizer function applied to the bias.
+        kernel_constraint: Constraint function applied to the kernels.
+        bias_constraint: Constraint function applied to the bias.
+        **kwargs: Base layer keyword arguments, such as `name` and `dtype`.
+
+    Raises:
+        InputError: If an argument is out of range, or the input does not have the skeleton's
+            joints.
+
+    Input shape:
+        `(batch, joints, channels)`, or `(joints, batch, channels)` if `joints_axis=0`.
+
+    Output shape:
+        `(batch, joints, units)`, or `(joints, batch, units)` if `joints_axis=0`.
+
+    Weights:
+        `kernel` `(parts, *lead, channels, units)`; `bias` `(units,)`; with a learned affinity
+        `affinity_logits` `(edges + joints,)`, in the order of `Skeleton.edges`.
+
+    Example:
+
+    >>> layer = keras_wsgcn.GraphConv(64, "post_agg_decoupled")
+    >>> layer(np.zeros((8, 16, 2), "float32")).shape
+    (8, 16, 64)
+
+    Reference:
+
+    - [Liu et al., 2020](https://arxiv.org/abs/2007.06178), Eqs. 2 to 11
+    """
+
+    def __init__(
+        self,
+        units,
+        scheme,
+        skeleton="h36m_16",
+        affinity="fixed",
+        activation=None,
+        use_bias=True,
+        joints_axis=1,
+        kernel_initializer="glorot_uniform",
+        bias_initializer="zeros",
+        kernel_regularizer=None,
+        bias_regularizer=None,
+        kernel_constraint=None,
+        bias_constraint=None,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.units = check_integer("units", units, least=1)
+        self.scheme = schemes.get(scheme)
+        self.skeleton = skeletons.get(skeleton)
+        self.affinity = check_choice("affinity", affinity, AFFINITIES)
+        self.activation = keras.activations.get(activation)
+        self.use_bias = use_bias
+        self.joints_axis = _check_joints_axis(joints_axis)
+        self.kernel_initializer = keras.initializers.get(kernel_initializer)
+        self.bias_initializer = keras.initializers.get(bias_initializer)
+        self.kernel_regularizer = keras.regularizers.get(kernel_regularizer)
+        self.bias_regularizer = keras.regularizers.get(bias_regularizer)
+        self.kernel_constraint = keras.constraints.get(kernel_constraint)
+        self.bias_constraint = keras.constraints.get(bias_constraint)
+
+    def build(self, input_shape):
+        channels = _check_input(self, input_shape)
+        self.contraction = self.scheme.contraction(self.skeleton, channels, self.units)
+        self.kernel = self.add_weight(
+            name="kernel",
+            shape=(*self.scheme.kernel_lead(self.skeleton), channels, self.units),
+            initializer=_per_kernel(self.kernel_initializer),
+            regularizer=self.kernel_regularizer,
+            constraint=self.kernel_constraint,
+        )
+        self.bias = None
+        if self.use_bias:
+            self.bias = self.add_weight(
+                name="bias",
+                shape=(self.units,),
+                initializer=self.bias_initializer,
+                regularizer=self.bias_regularizer,
+                constraint=self.bias_constraint,
+            )
+        if self.affinity == "learned":
+            self.affinity_logits = self.add_weight(
+                name="affinity_logits",
+                shape=(len(self.skeleton.edges),),
+                initializer="ones",
+                autocast=False,  # the softmax wants full precision
+            )
+        else:
+            matrix = graph_ops.mixing_matrix(self.contraction, self.skeleton.affinity)
+            # A compiled backend takes the array as a constant; torch runs eagerly, and would copy
+            # it to the device at every call.
+            eager = keras.backend.backend() == "torch"
+            self._mixing = ops.convert_to_tensor(matrix, self.compute_dtype) if eager else matrix
+        self.built = True
+
+    def call(self, inputs):
+        if self.affinity == "learned":
+            mixing = graph_ops.learned_mixing_matrix(self.contraction, self.affinity_logits)
+            mixing = ops.cast(mixing, self.compute_dtype)
+        else:
+            mixing = ops.convert_to_tensor(self._mixing, self.compute_dtype)
+        x = inputs if self.joints_axis == 0 else ops.transpose(inputs, (1, 0, 2))
+        x = graph_ops.graph_conv(x, ops.convert_to_tensor(self.kernel), mixing, self.contraction)
+        if self.bias is not None:
+            x = ops.add(x, self.bias)
+        if self.activation is not None:
+            x = self.activation(x)
+        return x if self.joints_axis == 0 else ops.transpose(x, (1, 0, 2))
+
+    def compute_output_shape(self, input_shape):
+        _check_input(self, input_shape)
+        return (*input_shape[:-1], self.units)
+
+    def get_config(self):
+        config = super().get_config()
+        config.update(
+            {
+                "units": self.units,
+                "scheme": schemes.serialize(self.scheme),
+                "skeleton": skeletons.serialize(self.skeleton),
+                "affinity": self.affinity,
+                "activation": keras.activations.serialize(self.activation),
+                "use_bias": self.use_bias,
+                "joints_axis": self.joints_axis,
+                "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
+                "bias_initializer": keras.initializers.serialize(self.bias_initializer),
+                "kernel_regularizer": keras.regularizers.serialize(self.kernel_regularizer),
+                "bias_regularizer": keras.regularizers.serialize(self.bias_regularizer),
+                "kernel_constraint": keras.constraints.serialize(self.kernel_constraint),
+                "bias_constraint": keras.constraints.serialize(self.bias_constraint),
+            }
+        )
+        return config
+
+
+@keras.saving.register_keras_serializable(package="keras_wsgcn")
+class GraphNonLocal(keras.layers.Layer):
+    """Non-local block over the joints, in the concatenation form, with a residual connection.
+
+    With `theta`, `phi` and `g` linear maps to half of the channels, `phi` and `g` max-pooled over
+    the skeleton's `pooling_groups`, and `N` the number of pooled positions,
+
+        f_ij = relu(w . [theta(x_i), phi(x_j)]) / N
+        y_i  = x_i + batch_norm(W (sum over j of f_ij * g(x_j)))
+
+    The scale of the normalisation starts at zero, so that a new block changes nothing.
+
+    Args:
+        skeleton: Name of a skeleton, or a `Skeleton`.
+        joints_axis: 1 for inputs `(batch, joints, channels)`, 0 for `(joints, batch, channels)`.
+        momentum: Momentum of the batch normalisation.
+        epsilon: Added to the variance by the batch normalisation.
+        kernel_initializer: Initializer for the kernels.
+        **kwargs: Base layer keyword arguments, such as `name` and `dtype`.
+
+    Raises:
+        InputError: If the input does not have the skeleton's joints, or has a single channel.
+
+    Input shape:
+        `(batch, joints, channels)`, or `(joints, batch, channels)` if `joints_axis=0`.
+
+    Output shape:
+        That of the input.
+
+    Example:
+
+    >>> layer = keras_wsgcn.GraphNonLocal()
+    >>> layer(np.zeros((8, 16, 64), "float32")).shape
+    (8, 16, 64)
+
+    Reference:
+
+    - [Wang et al., 2018](https://arxiv.org/abs/1711.07971)
+    - [Liu et al., 2020](https://arxiv.org/abs/2007.06178), Tables 5 to 7
+    """
+
+    def __init__(
+        self,
+        skeleton="h36m_16",
+        joints_axis=1,
+        momentum=0.9,
+        epsilon=1e-5,
+        kernel_initializer="glorot_uniform",
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.skeleton = skeletons.get(skeleton)
+        self.joints_axis = _check_joints_axis(joints_axis)
+        self.momentum = momentum
+        self.epsilon = epsilon
+        self.kernel_initializer = keras.initializers.get(kernel_initializer)
+
+    def build(self, input_shape):
+        channels = _check_input(self, input_shape)
+        if channels < 2:
+            raise InputError(
+                "`inputs` must have at least 2 channels, of which the block takes half. "
+                f"Received: inputs.shape={tuple(input_shape)}"
+            )
+        inner = channels // 2
+        self.theta, self.phi, self.g = (self._linear(inner, n) for n in ("theta", "phi", "g"))
+        self.output_map = self._linear(channels, "output_map")
+        self.normalization = keras.layers.BatchNormalization(
+            momentum=self.momentum,
+            epsilon=self.epsilon,
+            gamma_initializer="zeros",
+            name="normalization",
+            dtype=self.dtype_policy,
+        )
+        # One vector over [theta, phi], kept as its two halves.
+        self.pair_kernel = self.add_weight(
+            name="pair_kernel",
+            shape=(2, inner),
+            initializer=keras.initializers.GlorotUniform(input_axes=(0, 1), output_axes=()),
+        )
+        for linear in (self.theta, self.phi, self.g):
+            linear.build(input_shape)
+        self.output_map.build((*input_shape[:-1], inner))
+        self.normalization.build(input_shape)
+        self.built = True
+
+    def call(self, inputs, training=None):
+        x = inputs if self.joints_axis == 0 else ops.transpose(inputs, (1, 0, 2))
+        by_target, by_source = ops.unstack(ops.convert_to_tensor(self.pair_kernel), 2, axis=0)
+        theta = ops.sum(self.theta(x) * by_target, axis=-1)
+        phi = ops.sum(self._pool(self.phi(x)) * by_source, axis=-1)
+        g = self._pool(self.g(x))
+        weights = ops.relu(theta[:, None] + phi[None, :]) / g.shape[0]
+        y = self.output_map(ops.einsum("ijb,jbc->ibc", weights, g))
+        x = x + self.normalization(y, training=training)
+        return x if self.joints_axis == 0 else ops.transpose(x, (1, 0, 2))
+
+    def compute_output_shape(self, input_shape):
+        _check_input(self, input_shape)
+        return tuple(input_shape)
+
+    def get_config(self):
+        config = super().get_config()
+        config.update(
+            {
+                "skeleton": skeletons.serialize(self.skeleton),
+                "joints_axis": self.joints_axis,
+                "momentum": self.momentum,
+                "epsilon": self.epsilon,
+                "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
+            }
+        )
+        return config
+
+    def _linear(self, units: int, name: str) -> keras.layers.Layer:
+        # Each layer draws for itself: an initializer with a seed gives the same values twice.
+        initializer = self.kernel_initializer.__class__.from_config(
+            self.kernel_initializer.get_config()
+        )
+        return keras.layers.Dense(
+            units, kernel_initializer=initializer, name=name, dtype=self.dtype_policy
+        )
+
+    def _pool(self, x):
+        """Maximum over each pooling group: `(joints, batch, channels)` to `(groups, ...)`."""
+        groups = self.skeleton.pooling_groups
+        if not groups:
+            return x
+        size = max(len(group) for group in groups)
+        # A short group repeats its first joint, which leaves its maximum as it is.
+        members = [[(*group, *group[:1] * size)[k] for group in groups] for k in range(size)]
+        pooled = ops.take(x, members[0], axis=0)
+        for joints in members[1:]:
+            pooled = ops.maximum(pooled, ops.take(x, joints, axis=0))
+        return pooled
+
+
+@keras.saving.register_keras_serializable(package="keras_wsgcn")
+class SwapBatchAndJoints(keras.layers.Layer):
+    """Turns `(batch, joints, channels)` into `(joints, batch, channels)`, and back.
+
+    Inside a model the joints lead, because each joint's matrix product is then contiguous.
+
+    Input shape:
+        `(a, b, channels)`.
+
+    Output shape:
+        `(b, a, channels)`.
+    """
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.input_spec = keras.layers.InputSpec(ndim=3)
+
+    def call(self, inputs):
+        return ops.transpose(inputs, (1, 0, 2))
+
+    def compute_output_shape(self, input_shape):
+        first, second, channels = input_shape
+        return (second, first, channels)
+
+
+def _check_joints_axis(joints_axis: int) -> int:
+    if joints_axis in (0, 1) and not isinstance(joints_axis, bool):
+        return int(joints_axis)
+    raise InputError(f"`joints_axis` must be 0 or 1. Received: joints_axis={joints_axis!r}")
+
+
+def _check_input(layer, input_shape) -> int:
+    """The channels of an input with the right joints; also sets the layer's `input_spec`."""
+    shape, axis, joints = tuple(input_shape), layer.joints_axis, layer.skeleton.num_joints
+    if len(shape) != 3 or shape[axis] != joints or not shape[-1]:
+        wanted = "(batch, joints, channels)" if axis == 1 else "(joints, batch, channels)"
+        raise InputError(
+            f"`inputs` must have the shape {wanted} with the {joints} joints of skeleton "
+            f"{layer.skeleton.name!r}. Received: inputs.shape={shape}"
+        )
+    layer.input_spec = keras.layers.InputSpec(ndim=3, axes={axis: joints, -1: shape[-1]})
+    return shape[-1]
+
+
+def _per_kernel(initializer):
+    """The initializer with the fans of one `(in, out)` kernel, whatever is stacked around it."""
+    if not isinstance(initializer, keras.initializers.VarianceScaling):
+        return initializer
+    config = initializer.get_config()
+    if config["input_axes"] is not None and config["output_axes"] is not None:
+        return initializer
+    # The seed as it was drawn: `get_config` gives the one that was passed, often None.
+    config.update(seed=initializer.seed, input_axes=(-2,), output_axes=(-1,))
+    return initializer.__class__.from_config(config)

@@ -1,0 +1,155 @@
+"""The lifting model: input layer, residual blocks of two graph convolutions, output layer."""
+
+import math
+from typing import Any
+
+import keras
+
+from keras_wsgcn import schemes, skeletons
+from keras_wsgcn.budget import AFFINITIES, solve_channels
+from keras_wsgcn.errors import InputError, check_choice, check_integer, check_number
+from keras_wsgcn.layers import GraphConv, GraphNonLocal, SwapBatchAndJoints
+from keras_wsgcn.schemes import Scheme
+from keras_wsgcn.skeletons import Skeleton
+
+PAPER_CHANNELS = 128
+
+
+def build_model(
+    scheme: str | Scheme,
+    *,
+    budget: float | None = None,
+    channels: int | None = None,
+    blocks: int = 4,
+    dropout: float = 0.0,
+    non_local: bool = False,
+    affinity: str = "fixed",
+    kernel_gain: float = 0.2,
+    skeleton: str | Skeleton = "h36m_16",
+    name: str | None = None,
+) -> keras.Model:
+    """Builds a functional model that lifts 2D poses to 3D.
+
+    Input layer 2 to C, residual blocks `x + block(x)` of two layers C to C, output layer C to 3.
+    Every layer but the last is followed by batch normalisation (momentum 0.9, epsilon 1e-5), ReLU
+    and dropout. Initial weights are drawn from Keras's global generator: call
+    `keras.utils.set_random_seed` first for the same weights again.
+
+    Args:
+        scheme: name of a weight-sharing scheme (see `SCHEMES`), or a `Scheme`.
+        budget: trainable parameters to come nearest to, such as `2.1e6`. Excludes `channels`.
+        channels: channels of the hidden layers. With neither, 128, as in the paper.
+        blocks: number of residual blocks.
+        dropout: fraction of the activations that are dropped in training, in [0, 1).
+        non_local: whether a `GraphNonLocal` follows the input layer and each residual block.
+        affinity: `"fixed"` (Eq. 2 of the paper) or `"learned"`.
+        kernel_gain: multiplies the Glorot-uniform bound of a single kernel in every graph
+            convolution but the output layer, whose gain is 1. Behind batch normalisation it sets
+            the effective learning rate. The paper's tables run at 1.
+        skeleton: name of a skeleton, or a `Skeleton`.
+        name: name of the model; by default scheme and channels.
+
+    Returns:
+        A `keras.Model` from `(batch, joints, 2)` normalised screen coordinates to
+        `(batch, joints, 3)` metres in the camera frame, relative to the root.
+
+    Raises:
+        InputError: if an argument is out of range.
+
+    Example:
+
+    >>> model = build_model("post_agg", budget=2.1e6)
+    >>> model.name
+    'post_agg_128'
+
+    Reference:
+
+    - [Liu et al., 2020](https://arxiv.org/abs/2007.06178)
+    """
+    scheme, skeleton = schemes.get(scheme), skeletons.get(skeleton)
+    size = {"blocks": blocks, "non_local": non_local, "affinity": affinity, "skeleton": skeleton}
+    check_choice("affinity", affinity, AFFINITIES)
+    check_integer("blocks", blocks, least=0)
+    if budget is not None and channels is not None:
+        raise InputError(
+            "`budget` and `channels` exclude each other: give one of them. "
+            f"Received: budget={budget}, channels={channels}"
+        )
+    if budget is not None:
+        channels = solve_channels(scheme, budget, **size)
+    elif channels is None:
+        channels = PAPER_CHANNELS
+    check_integer("channels", channels, least=2 if non_local else 1)
+    check_number("dropout", dropout, least=0, below=1)
+    check_number("kernel_gain", kernel_gain, above=0, below=math.inf)
+    # The result is in metres: half precision would round it to half a millimetre.
+    full_precision = keras.config.dtype_policy().variable_dtype
+
+    def conv(x, units, name, gain, dtype=None):
+        return GraphConv(
+            units,
+            scheme,
+            skeleton=skeleton,
+            affinity=affinity,
+            joints_axis=0,
+            kernel_initializer=keras.initializers.VarianceScaling(
+                scale=gain**2,  # the bound grows with the root of the scale
+                mode="fan_avg",
+                distribution="uniform",
+            ),
+            name=f"{name}_conv",
+            dtype=dtype,
+        )(x)
+
+    def layer(x, name):
+        x = conv(x, channels, name, kernel_gain)
+        x = keras.layers.BatchNormalization(momentum=0.9, epsilon=1e-5, name=f"{name}_norm")(x)
+        x = keras.layers.ReLU(name=f"{name}_relu")(x)
+        return keras.layers.Dropout(dropout, name=f"{name}_dropout")(x) if dropout else x
+
+    def non_local_block(x, name):
+        return GraphNonLocal(skeleton, joints_axis=0, name=name)(x) if non_local else x
+
+    inputs = keras.Input((skeleton.num_joints, 2), name="pose2d")
+    x = SwapBatchAndJoints(name="joints_first")(inputs)
+    x = non_local_block(layer(x, "input"), "input_non_local")
+    for block in range(1, blocks + 1):
+        residual = layer(layer(x, f"block{block}_layer1"), f"block{block}_layer2")
+        x = keras.layers.Add(name=f"block{block}_add")([x, residual])
+        x = non_local_block(x, f"block{block}_non_local")
+    x = conv(x, 3, "output", gain=1.0, dtype=full_precision)
+    outputs = SwapBatchAndJoints(name="pose3d", dtype=full_precision)(x)
+    model = keras.Model(inputs, outputs, name=name or f"{scheme.name}_{channels}")
+    model.metadata = describe(model) | {"budget": budget}
+    return model
+
+
+def describe(model: keras.Model) -> dict[str, Any]:
+    """What the layers of a lifting model say of it: scheme, skeleton, channels and the rest.
+
+    Args:
+        model: a model of `build_model`, or one put together of the same layers.
+
+    Returns:
+        A dict that JSON can hold. `skeleton` and `scheme` are names, or the record of an own one.
+
+    Raises:
+        InputError: if the model holds no `GraphConv`.
+    """
+    convs = [layer for layer in model.layers if isinstance(layer, GraphConv)]
+    if not convs:
+        raise InputError(
+            f"`model` must hold `GraphConv` layers. Received: model={model.name!r} with "
+            f"{sorted({type(layer).__name__ for layer in model.layers})}"
+        )
+    dropouts = [layer.rate for layer in model.layers if isinstance(layer, keras.layers.Dropout)]
+    return {
+        "scheme": schemes.serialize(convs[0].scheme),
+        "skeleton": skeletons.serialize(convs[0].skeleton),
+        "channels": convs[0].units,
+        "blocks": (len(convs) - 2) // 2,
+        "dropout": dropouts[0] if dropouts else 0.0,
+        "non_local": any(isinstance(layer, GraphNonLocal) for layer in model.layers),
+        "affinity": convs[0].affinity,
+        "params": sum(math.prod(weight.shape) for weight in model.trainable_weights),
+    }
