@@ -20,7 +20,7 @@ def check_integer(name: str, value: Any, *, least: int) -> int:
     Raises:
         InputError: otherwise.
     """
-    if isinstance(value, numbers.Integral) and not isinstance(value, bool) and value >= least:
+    if isinstance(value, numbers.Integral) and not isinstance(value, bool) and int(value) >= least:
         return int(value)
     raise InputError(f"`{name}` must be an integer of at least {least}. Received: {name}={value!r}")
 

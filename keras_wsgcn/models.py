@@ -13,6 +13,7 @@ from keras_wsgcn.schemes import Scheme
 from keras_wsgcn.skeletons import Skeleton
 
 PAPER_CHANNELS = 128
+DEFAULT_KERNEL_GAIN = 0.2
 
 
 def build_model(
@@ -24,7 +25,7 @@ def build_model(
     dropout: float = 0.0,
     non_local: bool = False,
     affinity: str = "fixed",
-    kernel_gain: float = 0.2,
+    kernel_gain: float = DEFAULT_KERNEL_GAIN,
     skeleton: str | Skeleton = "h36m_16",
     name: str | None = None,
 ) -> keras.Model:
@@ -44,8 +45,9 @@ def build_model(
         non_local: whether a `GraphNonLocal` follows the input layer and each residual block.
         affinity: `"fixed"` (Eq. 2 of the paper) or `"learned"`.
         kernel_gain: multiplies the Glorot-uniform bound of a single kernel in every graph
-            convolution but the output layer, whose gain is 1. Behind batch normalisation it sets
-            the effective learning rate. The paper's tables run at 1.
+            convolution. Behind batch normalisation it sets the effective learning rate; in the
+            output layer it sets the first loss, whose large gradients would otherwise hold back
+            Adam's steps for an epoch and more. The paper's tables run at 1.
         skeleton: name of a skeleton, or a `Skeleton`.
         name: name of the model; by default scheme and channels.
 
@@ -67,7 +69,12 @@ def build_model(
     - [Liu et al., 2020](https://arxiv.org/abs/2007.06178)
     """
     scheme, skeleton = schemes.get(scheme), skeletons.get(skeleton)
-    size = {"blocks": blocks, "non_local": non_local, "affinity": affinity, "skeleton": skeleton}
+    size: dict[str, Any] = {
+        "blocks": blocks,
+        "non_local": non_local,
+        "affinity": affinity,
+        "skeleton": skeleton,
+    }
     check_choice("affinity", affinity, AFFINITIES)
     check_integer("blocks", blocks, least=0)
     if budget is not None and channels is not None:
@@ -85,7 +92,7 @@ def build_model(
     # The result is in metres: half precision would round it to half a millimetre.
     full_precision = keras.config.dtype_policy().variable_dtype
 
-    def conv(x, units, name, gain, dtype=None):
+    def conv(x, units, name, dtype=None):
         return GraphConv(
             units,
             scheme,
@@ -93,7 +100,7 @@ def build_model(
             affinity=affinity,
             joints_axis=0,
             kernel_initializer=keras.initializers.VarianceScaling(
-                scale=gain**2,  # the bound grows with the root of the scale
+                scale=kernel_gain**2,  # the bound grows with the root of the scale
                 mode="fan_avg",
                 distribution="uniform",
             ),
@@ -102,7 +109,7 @@ def build_model(
         )(x)
 
     def layer(x, name):
-        x = conv(x, channels, name, kernel_gain)
+        x = conv(x, channels, name)
         x = keras.layers.BatchNormalization(momentum=0.9, epsilon=1e-5, name=f"{name}_norm")(x)
         x = keras.layers.ReLU(name=f"{name}_relu")(x)
         return keras.layers.Dropout(dropout, name=f"{name}_dropout")(x) if dropout else x
@@ -117,7 +124,7 @@ def build_model(
         residual = layer(layer(x, f"block{block}_layer1"), f"block{block}_layer2")
         x = keras.layers.Add(name=f"block{block}_add")([x, residual])
         x = non_local_block(x, f"block{block}_non_local")
-    x = conv(x, 3, "output", gain=1.0, dtype=full_precision)
+    x = conv(x, 3, "output", dtype=full_precision)
     outputs = SwapBatchAndJoints(name="pose3d", dtype=full_precision)(x)
     model = keras.Model(inputs, outputs, name=name or f"{scheme.name}_{channels}")
     model.metadata = describe(model) | {"budget": budget}

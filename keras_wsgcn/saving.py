@@ -47,9 +47,42 @@ def save_model(model: keras.Model, path: str | os.PathLike, **facts: Any) -> Non
     text = json.dumps(metadata, indent=2)
     with atomic_path(path) as temporary:
         model.save(temporary)
-        with zipfile.ZipFile(temporary, "a") as archive:
-            archive.writestr(METADATA_MEMBER, text)
+        _finish(temporary, text)
     model.metadata = json.loads(text)
+
+
+def _finish(path: Path, metadata: str) -> None:
+    """Adds the metadata, and frees the configuration of the backend that saved it."""
+    rewritten = path.with_suffix(".rewritten.keras")
+    try:
+        with zipfile.ZipFile(path) as saved, zipfile.ZipFile(rewritten, "w") as archive:
+            for member in saved.infolist():
+                content = saved.read(member)
+                if member.filename == "config.json":
+                    content = json.dumps(_portable(json.loads(content))).encode()
+                archive.writestr(member, content)
+            archive.writestr(METADATA_MEMBER, metadata)
+        os.replace(rewritten, path)
+    finally:
+        rewritten.unlink(missing_ok=True)
+
+
+def _portable(config: Any) -> Any:
+    """The configuration of a model without what only the saving backend understands.
+
+    Keras 3.15 names torch's own optimiser classes, and stores whether it compiled rather than
+    whether it was asked to: a file from JAX would spend minutes in `torch.compile`.
+    """
+    if isinstance(config, list):
+        return [_portable(item) for item in config]
+    if not isinstance(config, dict):
+        return config
+    config = {key: _portable(value) for key, value in config.items()}
+    if str(config.get("module", "")).startswith("keras.src.backend.torch.optimizers"):
+        config.update(module="keras.optimizers", registered_name=None)
+    if isinstance(config.get("jit_compile"), bool):
+        config["jit_compile"] = "auto"
+    return config
 
 
 def read_metadata(path: str | os.PathLike) -> dict[str, Any]:

@@ -103,7 +103,8 @@ class Skeleton:
     def edges(self) -> np.ndarray:
         """All directed edges with the self-loops, `(edges, 2)` as (target, source), row by row."""
         connected = np.eye(self.num_joints, dtype=bool)
-        for a, b in (*self.bones, *self.extra_edges):
+        for pair in (*self.bones, *self.extra_edges):
+            a, b = map(int, pair)
             connected[a, b] = connected[b, a] = True
         return _frozen(np.argwhere(connected))
 
@@ -131,7 +132,8 @@ class Skeleton:
     def mirror(self) -> np.ndarray:
         """Permutation that exchanges left and right, `(joints,)` indices."""
         permutation = np.arange(self.num_joints)
-        for left, right in self.mirror_pairs or ():
+        for pair in self.mirror_pairs or ():
+            left, right = map(int, pair)
             permutation[[left, right]] = right, left
         return _frozen(permutation)
 

@@ -1,10 +1,37 @@
-"""Motion archives: 3D joint positions over time, one array a sequence, in one plain `.npz` file."""
+"""Motion archives: 3D joint positions over time, one array a sequence, in one plain `.npz` file.
 
+What is read is checked before it is used: sizes before bytes, dtypes before arrays, never a pickle.
+"""
+
+import io
+import math
+import os
+import re
+import zipfile
+import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from keras_wsgcn import skeletons
+from keras_wsgcn.errors import InputError
+from keras_wsgcn.files import atomic_path
 from keras_wsgcn.skeletons import Skeleton
+
+MAX_BYTES = 2 * 2**30  # of all members together, as declared; Human3.6M needs a fifth of it
+MAX_MEMBERS = 100_000
+MAX_POSE_METRES = 10.0  # a person spans 2.5; in centimetres or inches that is far above
+
+_META = {  # name: kinds of dtype that it may have
+    "meta_key": "U", "meta_subject": "iu", "meta_action": "U", "meta_trial": "iu",
+    "meta_description": "U", "meta_fps": "f", "meta_source_file": "U", "meta_source_kind": "U",
+}  # fmt: skip
+_HEADER = {"joint_names": "U", "parents": "iu", "units": "U", "up_axis": "U"}
+_NAME = re.compile(r"\w[\w .,+()=-]{0,99}")
+_KEY = re.compile(r"S(\d{3,9})/([^/]+)/([^/]+)")
 
 
 @dataclass(frozen=True)
@@ -19,6 +46,10 @@ class Motion:
         fps: frames per second.
         description: free text.
         source: file that the sequence was read from, or the name of its generator.
+        source_kind: what kind of source that is, such as `asf/amc` or `bvh`.
+
+    Raises:
+        InputError: if the positions are not finite poses in metres, or a name is no plain name.
     """
 
     positions: np.ndarray
@@ -28,6 +59,36 @@ class Motion:
     fps: float = 30.0
     description: str = ""
     source: str = ""
+    source_kind: str = ""
+
+    def __post_init__(self):
+        object.__setattr__(self, "positions", _checked_positions(self.positions))
+        is_integer = isinstance(self.subject, int | np.integer) and not isinstance(
+            self.subject, bool
+        )
+        if not is_integer or not 0 <= self.subject < 10**9:
+            raise InputError(
+                "`subject` must be a whole number, not negative, of at most nine digits. "
+                f"Received: subject={self.subject!r}"
+            )
+        object.__setattr__(self, "subject", int(self.subject))
+        for field in ("action", "take"):
+            value = getattr(self, field)
+            if not isinstance(value, str) or not _NAME.fullmatch(value):
+                raise InputError(
+                    f"`{field}` must be a plain name: a letter, a digit or `_`, then also spaces "
+                    f"and any of `.,+()=-`, 100 characters at most. Received: {field}={value!r}"
+                )
+        is_number = isinstance(self.fps, int | float | np.number)
+        if not is_number or not math.isfinite(self.fps) or self.fps <= 0:
+            raise InputError(
+                f"`fps` must be a number of frames per second above 0. Received: fps={self.fps!r}"
+            )
+        for field in ("description", "source", "source_kind"):
+            if not isinstance(getattr(self, field), str):
+                raise InputError(
+                    f"`{field}` must be a string. Received: {field}={getattr(self, field)!r}"
+                )
 
     @property
     def key(self) -> str:
@@ -41,8 +102,250 @@ class MotionArchive:
 
     Args:
         skeleton: the joints of every sequence.
-        motions: the sequences, each key once.
+        motions: the sequences, each key once, at least one.
+
+    Raises:
+        InputError: if a sequence has other joints, or two have one key.
     """
 
     skeleton: Skeleton
     motions: tuple[Motion, ...]
+
+    def __post_init__(self):
+        object.__setattr__(self, "skeleton", skeletons.get(self.skeleton))
+        object.__setattr__(self, "motions", tuple(self.motions))
+        if not self.motions or not all(isinstance(m, Motion) for m in self.motions):
+            raise InputError(
+                "`motions` must hold at least one Motion, and nothing else. "
+                f"Received: motions of the types {sorted({type(m).__name__ for m in self.motions})}"
+            )
+        seen = set()
+        for motion in self.motions:
+            if motion.positions.shape[1] != self.skeleton.num_joints:
+                raise InputError(
+                    f"`motions` must have the {self.skeleton.num_joints} joints of the skeleton "
+                    f"{self.skeleton.name!r}. Received: {motion.key} of shape "
+                    f"{motion.positions.shape}"
+                )
+            if motion.key in seen:
+                raise InputError(
+                    f"`motions` must have each key once. Received: {motion.key!r} twice"
+                )
+            seen.add(motion.key)
+
+
+def save_archive(path: str | os.PathLike, archive: MotionArchive) -> None:
+    """Writes an archive as a compressed `.npz` file, atomically.
+
+    Args:
+        path: the file to be written.
+        archive: what to write. The array `meta_trial` is the last number in the name of the take.
+    """
+    motions = archive.motions
+    arrays: dict[str, Any] = {motion.key: motion.positions for motion in motions}
+    arrays |= {
+        "meta_key": np.array([m.key for m in motions]),
+        "meta_subject": np.array([m.subject for m in motions], "int32"),
+        "meta_action": np.array([m.action for m in motions]),
+        "meta_trial": np.array([_trial(m.take) for m in motions], "int32"),
+        "meta_description": np.array([m.description for m in motions]),
+        "meta_fps": np.array([m.fps for m in motions], "float32"),
+        "meta_source_file": np.array([m.source for m in motions]),
+        "meta_source_kind": np.array([m.source_kind for m in motions]),
+        "joint_names": np.array(archive.skeleton.joint_names),
+        "parents": np.array(archive.skeleton.parents, "int32"),
+        "units": np.array("metre"),
+        "up_axis": np.array("z"),
+    }
+    # An open file, because NumPy appends `.npz` to a name that lacks it.
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        np.savez_compressed(file, **arrays)
+
+
+def load_archive(path: str | os.PathLike) -> MotionArchive:
+    """Reads and checks an archive.
+
+    Arrays beside the ones of the motions, such as `pose2d/...`, are left alone.
+
+    Args:
+        path: a `.npz` file in the layout that `save_archive` writes.
+
+    Returns:
+        The archive, its sequences in the order of `meta_key`.
+
+    Raises:
+        InputError: if the file is missing, damaged, too large, or not such an archive; the
+            message names the file and the array.
+    """
+    path = Path(path)
+    try:
+        with zipfile.ZipFile(path) as file:
+            return _archive_from(_Members(path, file))
+    except (OSError, zipfile.BadZipFile) as error:
+        raise _refusal(path, f"it could not be opened ({error})") from None
+
+
+# --- reading ------------------------------------------------------------------------------------
+
+
+class _Members:
+    """The arrays of an open `.npz` file, each checked before its bytes become an array."""
+
+    def __init__(self, path: Path, file: zipfile.ZipFile):
+        self.path, self.file = path, file
+        infos = file.infolist()
+        if len(infos) > MAX_MEMBERS:
+            raise _refusal(path, f"it has {len(infos)} members, more than {MAX_MEMBERS}")
+        declared = sum(info.file_size for info in infos)
+        if declared > MAX_BYTES:
+            raise _refusal(path, f"its arrays declare {declared} bytes, more than {MAX_BYTES}")
+        self.infos = {info.filename.removesuffix(".npy"): info for info in infos}
+        if len(self.infos) < len(infos):
+            raise _refusal(path, "it has two members of one name")
+
+    def array(self, name: str, kinds: str, ndim: int) -> np.ndarray:
+        """The array `name`, whose dtype must be of one of `kinds`."""
+        if name not in self.infos:
+            raise _refusal(self.path, f"the array `{name}` is missing")
+        try:
+            stream = io.BytesIO(self.file.read(self.infos[name]))
+            shape, dtype = self._declared(name, stream)
+            array = np.lib.format.read_array(stream, allow_pickle=False)
+        except InputError:
+            raise
+        except (ValueError, EOFError, OSError, RuntimeError, zipfile.BadZipFile, zlib.error) as e:
+            raise _refusal(self.path, f"the array `{name}` is damaged ({e})") from None
+        if dtype.kind not in kinds or len(shape) != ndim:
+            raise _refusal(
+                self.path,
+                f"the array `{name}` must have {ndim} dimensions and a dtype of kind "
+                f"{' or '.join(kinds)}, not shape {shape} and dtype {dtype}",
+            )
+        return array
+
+    def _declared(self, name: str, stream: io.BytesIO) -> tuple[tuple[int, ...], np.dtype]:
+        # NumPy allocates what the header declares before it reads, so the header is read first.
+        readers = {
+            (1, 0): np.lib.format.read_array_header_1_0,
+            (2, 0): np.lib.format.read_array_header_2_0,
+        }
+        version = np.lib.format.read_magic(stream)
+        if version not in readers:
+            raise ValueError(f"unknown version {version} of the npy format")
+        shape, _, dtype = readers[version](stream)
+        if dtype.hasobject:
+            raise _refusal(
+                self.path, f"the array `{name}` holds pickled objects, which are never loaded"
+            )
+        present = stream.getbuffer().nbytes - stream.tell()
+        if math.prod(shape) * dtype.itemsize != present:
+            raise ValueError(f"shape {shape} of {dtype} does not fit its {present} bytes")
+        stream.seek(0)
+        return shape, dtype
+
+
+def _archive_from(members: _Members) -> MotionArchive:
+    path = members.path
+    header = {name: members.array(name, kinds, 1 if name in ("joint_names", "parents") else 0)
+              for name, kinds in _HEADER.items()}  # fmt: skip
+    for field, wanted in (("units", "metre"), ("up_axis", "z")):
+        if str(header[field]) != wanted:
+            raise _refusal(path, f"`{field}` must be {wanted!r}, not {str(header[field])!r}")
+    meta = {name: members.array(name, kinds, 1) for name, kinds in _META.items()}
+    lengths = {name: len(array) for name, array in meta.items()}
+    if len(set(lengths.values())) > 1:
+        raise _refusal(path, f"the meta arrays must be of one length, not {lengths}")
+    try:
+        skeleton = _skeleton_of(header)
+        rows = zip(*(array.tolist() for array in meta.values()), strict=True)
+        motions = [_motion_from(members, dict(zip(meta, row, strict=True))) for row in rows]
+        archive = MotionArchive(skeleton, tuple(motions))
+    except _Refusal:
+        raise
+    except InputError as error:
+        raise _refusal(path, str(error)) from None
+    listed = {motion.key for motion in motions}
+    unlisted = sorted(set(filter(_KEY.fullmatch, members.infos)) - listed)
+    if unlisted:
+        raise _refusal(path, f"`meta_key` does not list the array `{unlisted[0]}`")
+    return archive
+
+
+def _motion_from(members: _Members, row: Mapping) -> Motion:
+    key = row["meta_key"]
+    match = _KEY.fullmatch(key)
+    if not match:
+        raise _refusal(
+            members.path, f"`meta_key` must hold keys such as S002/Walking/02_01, not {key!r}"
+        )
+    try:
+        motion = Motion(
+            positions=members.array(key, "f", 3),
+            subject=row["meta_subject"],
+            action=row["meta_action"],
+            take=match[3],
+            fps=row["meta_fps"],
+            description=row["meta_description"],
+            source=row["meta_source_file"],
+            source_kind=row["meta_source_kind"],
+        )
+    except _Refusal:
+        raise
+    except InputError as error:
+        raise _refusal(members.path, f"the array `{key}` or its meta data: {error}") from None
+    if motion.key != key:
+        raise _refusal(
+            members.path,
+            f"`meta_key` says {key!r}, but `meta_subject` and `meta_action` {motion.key!r}",
+        )
+    return motion
+
+
+def _skeleton_of(header: Mapping[str, np.ndarray]) -> Skeleton:
+    names, parents = tuple(header["joint_names"].tolist()), tuple(header["parents"].tolist())
+    for skeleton in skeletons.SKELETONS.values():
+        if (skeleton.joint_names, skeleton.parents) == (names, parents):
+            return skeleton
+    return Skeleton("archive", names, parents)
+
+
+# --- checks -------------------------------------------------------------------------------------
+
+
+class _Refusal(InputError):
+    """An InputError that already names the file."""
+
+
+def _refusal(path: Path, problem: str) -> _Refusal:
+    return _Refusal(f"`path` must be a motion archive; {problem}. Received: path={str(path)!r}")
+
+
+def _checked_positions(positions: np.ndarray) -> np.ndarray:
+    array = np.asarray(positions)
+    if array.ndim != 3 or array.shape[2] != 3 or 0 in array.shape or array.dtype.kind not in "fiu":
+        raise InputError(
+            "`positions` must be numbers of shape (frames, joints, 3), at least one frame. "
+            f"Received: positions of shape {array.shape} and dtype {array.dtype}"
+        )
+    array = np.ascontiguousarray(array, dtype="float32")
+    finite = np.isfinite(array).all(axis=(1, 2))
+    if not finite.all():
+        raise InputError(
+            "`positions` must be finite. Received: positions that are not, first in frame "
+            f"{int(np.argmin(finite))}"
+        )
+    # The median over the frames: one frame of lost tracking says nothing about the unit.
+    extent = np.ptp(array, axis=1).astype("float64")
+    span = float(np.median(np.linalg.norm(extent, axis=-1)))
+    if span > MAX_POSE_METRES:
+        raise InputError(
+            "`positions` must be in metres: a pose may span "
+            f"{MAX_POSE_METRES:.0f} m at most. Received: positions whose poses span {span:.0f}; "
+            "divide by 1000 if they are in millimetres"
+        )
+    return array
+
+
+def _trial(take: str) -> int:
+    numbers = re.findall(r"\d+", take)
+    return int(numbers[-1][-9:]) if numbers else 0

@@ -1,0 +1,167 @@
+"""Folders of motion capture files, cut where tracking was lost, as one motion archive."""
+
+import csv
+import os
+import string
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from keras_wsgcn.data.archive import Motion, MotionArchive
+from keras_wsgcn.data.mocap import BvhLayout, read_asf_amc, read_bvh
+from keras_wsgcn.data.mocap_formats import TextFile
+from keras_wsgcn.errors import InputError
+from keras_wsgcn.skeletons import h36m_17
+
+MAX_SPEED = 15.0  # m/s; a joint that is faster was lost by the cameras
+MIN_FRAMES = 30  # of a piece that is worth keeping
+
+
+def split_at_jumps(positions: np.ndarray, fps: float, max_speed: float = MAX_SPEED) -> list[slice]:
+    """The pieces of a sequence between the frames where a joint is faster than a person can be.
+
+    Args:
+        positions: `(frames, joints, 3)` metres.
+        fps: frames per second.
+        max_speed: metres per second, from one frame to the next.
+
+    Returns:
+        Slices over the frames, in order, which together hold every frame once.
+    """
+    speed = np.linalg.norm(np.diff(positions, axis=0), axis=-1).max(axis=-1) * fps
+    cuts = (np.flatnonzero(speed > max_speed) + 1).tolist()
+    return [slice(a, b) for a, b in zip([0, *cuts], [*cuts, len(positions)], strict=True)]
+
+
+def cut(
+    motion: Motion, *, max_speed: float = MAX_SPEED, min_frames: int = MIN_FRAMES
+) -> list[Motion]:
+    """The pieces of a take between its jumps, without those of fewer than `min_frames` frames.
+
+    Where there are several, letters are added to the take: `01_06a`, `01_06b`.
+    """
+    pieces = split_at_jumps(motion.positions, motion.fps, max_speed)
+    kept = [motion.positions[p] for p in pieces if p.stop - p.start >= min_frames]
+    letters = [""] if len(kept) == 1 else [_letters(i) for i in range(len(kept))]
+    return [
+        replace(motion, positions=positions, take=motion.take + letter)
+        for positions, letter in zip(kept, letters, strict=True)
+    ]
+
+
+def read_folder(
+    folder: str | os.PathLike,
+    *,
+    labels: Mapping[str, Mapping[str, Any]] | None = None,
+    fps: float = 30.0,
+    max_speed: float = MAX_SPEED,
+    min_frames: int = MIN_FRAMES,
+    layout: BvhLayout | None = None,
+    report: Callable[[str], None] = lambda line: None,
+) -> MotionArchive:
+    """Reads every take in a folder and the folders in it.
+
+    A motion `02_01.amc` needs its skeleton `02.asf` (or `02_01.asf`) beside it; a BVH file uses one
+    for the bone `thorax`. Of a take that is there as both, the AMC file is read.
+
+    Args:
+        folder: where the files are.
+        labels: what the files do not say, by file name without suffix, as `read_labels` gives it.
+        fps: frames per second to keep.
+        max_speed: speed of a joint, in metres per second, at which a take is cut.
+        min_frames: pieces with fewer frames are dropped.
+        layout: how the BVH files are to be read; see `read_bvh`.
+        report: is called with a line for each file, and for what is dropped.
+
+    Raises:
+        InputError: if a file is malformed, or no take is left.
+    """
+    labels, motions = labels or {}, []
+    paths = _takes_in(Path(folder), report)
+    for stem in sorted(set(labels) - set(paths)):
+        report(f"{stem}: labelled, but there is no such file")
+    for stem, path in paths.items():
+        asf, label = _asf_beside(path), labels.get(stem, {})
+        if path.suffix.lower() == ".bvh":
+            motion = read_bvh(path, **label, fps=fps, layout=layout, asf=asf)
+        elif asf:
+            motion = read_asf_amc(asf, path, **label, fps=fps)
+        else:
+            raise InputError(
+                "`folder` must hold the skeleton (.asf) beside each motion (.amc). "
+                f"Received: {str(path)!r} without one"
+            )
+        pieces = cut(motion, max_speed=max_speed, min_frames=min_frames)
+        read, kept = len(motion.positions), sum(len(p.positions) for p in pieces)
+        keys = ", ".join(piece.key for piece in pieces) or "nothing"
+        dropped = f"; {read - kept} frames dropped around jumps" if kept < read else ""
+        report(f"{path.name}: {keys}, {kept} frames at {fps:g} Hz{dropped}")
+        motions += pieces
+    if not motions:
+        raise InputError(
+            "`folder` must hold AMC or BVH files with at least one take of "
+            f"{min_frames} frames. Received: folder={str(folder)!r}"
+        )
+    return MotionArchive(h36m_17, tuple(motions))
+
+
+def read_labels(path: str | os.PathLike) -> dict[str, dict[str, Any]]:
+    """Reads what motion files do not say, from a CSV file.
+
+    Its columns are file, subject, action, description. Only `file` is needed, with or without its
+    suffix; an empty cell says nothing.
+
+    Returns:
+        By file name without suffix, the keyword arguments for `read_asf_amc` and `read_bvh`.
+
+    Raises:
+        InputError: if the file is missing or malformed; the message names the line.
+    """
+    source = TextFile(path, "path")
+    reader = csv.DictReader(source.text().splitlines())
+    if "file" not in (reader.fieldnames or ()):
+        raise source.refusal("the first line must name the columns, among them `file`")
+    labels: dict[str, dict[str, Any]] = {}
+    for row in reader:
+        stem = Path(row["file"] or "").stem
+        if not stem or stem in labels:
+            raise source.refusal("`file` must be there, and each once", reader.line_num)
+        label: dict[str, Any] = {
+            column: row[column].strip()
+            for column in ("subject", "action", "description")
+            if (row.get(column) or "").strip()
+        }
+        if "subject" in label:
+            if not label["subject"].isdecimal():
+                raise source.refusal("`subject` must be a whole number", reader.line_num)
+            label["subject"] = int(label["subject"])
+        labels[stem] = label
+    return labels
+
+
+def _takes_in(folder: Path, report: Callable[[str], None]) -> dict[str, Path]:
+    takes: dict[str, Path] = {}
+    for suffix in (".amc", ".bvh"):
+        for path in sorted(p for p in folder.rglob("*") if p.suffix.lower() == suffix):
+            first = takes.setdefault(path.stem, path)
+            if first != path and first.suffix.lower() == suffix:
+                raise InputError(
+                    f"`folder` must hold each name once. Received: {str(first)!r} and {str(path)!r}"
+                )
+            if first != path:
+                report(f"{path.relative_to(folder)}: dropped, {first.relative_to(folder)} is read")
+    return dict(sorted(takes.items()))
+
+
+def _asf_beside(path: Path) -> Path | None:
+    names = (f"{path.stem}.asf", f"{path.stem.split('_')[0]}.asf")
+    return next((path.with_name(n) for n in names if path.with_name(n).is_file()), None)
+
+
+def _letters(number: int) -> str:
+    """`a`, ..., `z`, `ba`, ...: the number in base 26."""
+    digits = string.ascii_lowercase
+    return (_letters(number // 26) if number >= 26 else "") + digits[number % 26]

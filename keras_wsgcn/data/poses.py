@@ -1,0 +1,226 @@
+"""`PoseDataset`: pairs of 2D input and 3D target with their origin, and how motions become one."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+
+from keras_wsgcn import skeletons
+from keras_wsgcn.data.archive import Motion, MotionArchive
+from keras_wsgcn.data.cameras import Camera, normalize_screen
+from keras_wsgcn.errors import InputError, check_integer
+from keras_wsgcn.skeletons import Skeleton
+
+# A person is a few metres across: a larger coordinate means another unit, usually millimetres.
+_LARGEST_METRES = 5.0
+_LARGEST_SCREEN = 10.0
+
+
+@dataclass(frozen=True)
+class PoseDataset:
+    """Poses as parallel arrays, one row a view of a frame.
+
+    Args:
+        pose2d: `(poses, joints, 2)` float32, normalised screen coordinates.
+        pose3d: `(poses, joints, 3)` float32, metres, camera frame, relative to the root.
+        subject: `(poses,)` integers.
+        action: `(poses,)` strings.
+        take: `(poses,)` strings.
+        camera: `(poses,)` integers.
+        frame: `(poses,)` integers, the frame in its sequence.
+        skeleton: the joints.
+        dropped: views left out because a joint was outside the image or too near.
+
+    Raises:
+        InputError: if shapes differ, a number is not finite, or a unit is wrong.
+    """
+
+    pose2d: np.ndarray
+    pose3d: np.ndarray
+    subject: np.ndarray
+    action: np.ndarray
+    take: np.ndarray
+    camera: np.ndarray
+    frame: np.ndarray
+    skeleton: Skeleton
+    dropped: int = 0
+
+    def __post_init__(self):
+        joints = self.skeleton.num_joints
+        poses = len(self.pose2d)
+        for name, width, largest, unit in (
+            ("pose2d", 2, _LARGEST_SCREEN, "normalised screen coordinates, about -1 to 1"),
+            ("pose3d", 3, _LARGEST_METRES, "metres relative to the root"),
+        ):
+            array = np.ascontiguousarray(getattr(self, name), dtype=np.float32)
+            if array.shape != (poses, joints, width):
+                raise InputError(
+                    f"`{name}` must have the shape ({poses}, {joints}, {width}), the joints being "
+                    f"those of skeleton {self.skeleton.name!r}. "
+                    f"Received: {name}.shape={array.shape}"
+                )
+            # One pass: a comparison with NaN is false.
+            peak = float(np.abs(array).max(initial=0.0))
+            if not np.isfinite(peak):
+                raise InputError(f"`{name}` must be finite. Received: {name} with NaN or infinity")
+            if peak > largest:
+                raise InputError(
+                    f"`{name}` must be in {unit}. Received: {name} with values up to {peak:.4g}"
+                )
+            object.__setattr__(self, name, array)
+        if not np.allclose(self.pose3d[:, self.skeleton.root], 0.0, atol=1e-5):
+            raise InputError(
+                "`pose3d` must be relative to the root: joint "
+                f"{self.skeleton.joint_names[self.skeleton.root]!r} at 0. Received: root up to "
+                f"{np.abs(self.pose3d[:, self.skeleton.root]).max():.4g} m away"
+            )
+        for name in ("subject", "action", "take", "camera", "frame"):
+            column = np.asarray(getattr(self, name))
+            if column.shape != (poses,):
+                raise InputError(
+                    f"`{name}` must have the shape ({poses},). "
+                    f"Received: {name}.shape={column.shape}"
+                )
+            object.__setattr__(self, name, column)
+
+    def __len__(self) -> int:
+        return len(self.pose2d)
+
+    def subset(self, rows: np.ndarray) -> "PoseDataset":
+        """The poses that `rows` selects: a boolean mask, indices or a slice."""
+        arrays = {
+            field.name: getattr(self, field.name)[rows]
+            for field in fields(self)
+            if field.name not in ("skeleton", "dropped")
+        }
+        return replace(self, **arrays)
+
+    def of_subjects(self, subjects: Iterable[int]) -> "PoseDataset":
+        """The poses of some subjects.
+
+        Raises:
+            InputError: if a subject has no pose here.
+        """
+        subjects = [int(subject) for subject in subjects]
+        present = np.unique(self.subject).tolist()
+        if missing := sorted(set(subjects) - set(present)):
+            raise InputError(
+                f"`subjects` must be among {present}; {missing} are not. "
+                f"Received: subjects={subjects}"
+            )
+        return self.subset(np.isin(self.subject, subjects))
+
+    def statistics(self) -> dict[str, object]:
+        """Counts and extents: poses, subjects, actions, cameras, means and deviations."""
+        return {
+            "poses": len(self),
+            "dropped_views": self.dropped,
+            "subjects": np.unique(self.subject).tolist(),
+            "actions": np.unique(self.action).tolist(),
+            "cameras": np.unique(self.camera).tolist(),
+            "pose2d_mean": self.pose2d.mean(axis=(0, 1), dtype=np.float64).tolist(),
+            "pose2d_std": self.pose2d.std(axis=(0, 1), dtype=np.float64).tolist(),
+            "pose3d_mean_m": self.pose3d.mean(axis=(0, 1), dtype=np.float64).tolist(),
+            "pose3d_std_m": self.pose3d.std(axis=(0, 1), dtype=np.float64).tolist(),
+        }
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Training poses, validation poses that choose the model, test poses that never do.
+
+    Args:
+        name: what the data set is called.
+        train: poses to train on.
+        validation: poses of other subjects: early stopping, model choice and tuning.
+        test: poses of yet other subjects, only ever evaluated.
+    """
+
+    name: str
+    train: PoseDataset
+    validation: PoseDataset
+    test: PoseDataset
+
+    def __post_init__(self):
+        people = [set(part.subject.tolist()) for part in (self.train, self.validation, self.test)]
+        if people[0] & people[1] or people[0] & people[2] or people[1] & people[2]:
+            raise InputError(
+                "`train`, `validation` and `test` must not share subjects. "
+                f"Received: {[sorted(p) for p in people]}"
+            )
+
+
+def select_joints(source: Skeleton, target: Skeleton) -> np.ndarray:
+    """Where each joint of `target` stands in `source`, `(joints,)` indices.
+
+    Raises:
+        InputError: if `source` lacks a joint of `target`.
+    """
+    if missing := sorted(set(target.joint_names) - set(source.joint_names)):
+        raise InputError(
+            f"`skeleton` must have joints among {source.joint_names}; {missing} are not. "
+            f"Received: skeleton={target.name!r}"
+        )
+    return np.array([source.joint_names.index(name) for name in target.joint_names])
+
+
+def observe(
+    archive: MotionArchive,
+    cameras: Callable[[Motion], Sequence[Camera]],
+    *,
+    skeleton: str | Skeleton = "h36m_16",
+    stride: int = 1,
+    noise_px: float = 0.0,
+    seed: int = 0,
+) -> PoseDataset:
+    """Sees motions through cameras: projects, normalises, and makes targets relative to the root.
+
+    A frame with a joint outside the image, or nearer than 1 m to the camera plane, is dropped for
+    that camera; the count is in `PoseDataset.dropped`.
+
+    Args:
+        archive: motions in metres, z up.
+        cameras: gives the cameras of a motion.
+        skeleton: the joints to keep.
+        stride: every how many frames one is taken.
+        noise_px: standard deviation of Gaussian detector noise on the 2D input, pixels.
+        seed: of the noise.
+
+    Returns:
+        The poses, ordered by motion, camera and frame.
+
+    Raises:
+        InputError: if an argument is out of range, or no pose is left.
+    """
+    skeleton = skeletons.get(skeleton)
+    check_integer("stride", stride, least=1)
+    joints = select_joints(archive.skeleton, skeleton)
+    rng = np.random.default_rng(seed)
+    columns: dict[str, list] = {field.name: [] for field in fields(PoseDataset)[:-2]}
+    dropped = 0
+    for motion in archive.motions:
+        frames = np.arange(0, len(motion.positions), stride)
+        world = motion.positions[frames][:, joints].astype(np.float64)
+        for number, camera in enumerate(cameras(motion)):
+            points = camera.world_to_camera(world)
+            seen = camera.sees(points).all(axis=1)
+            dropped += int((~seen).sum())
+            points = points[seen]
+            pixels = camera.project(points)
+            if noise_px:
+                pixels = pixels + rng.normal(0.0, noise_px, pixels.shape)
+            root = skeleton.root
+            columns["pose2d"].append(normalize_screen(pixels, camera.image_size).astype("float32"))
+            columns["pose3d"].append((points - points[:, [root]]).astype(np.float32))
+            columns["subject"].append(np.full(len(points), motion.subject))
+            columns["action"].append(np.full(len(points), motion.action))
+            columns["take"].append(np.full(len(points), motion.take))
+            columns["camera"].append(np.full(len(points), number))
+            columns["frame"].append(frames[seen])
+    if not sum(map(len, columns["frame"])):
+        raise InputError(
+            "`archive` must hold a frame that a camera sees whole. "
+            f"Received: archive with {len(archive.motions)} motions, {dropped} views dropped"
+        )
+    arrays = {name: np.concatenate(parts) for name, parts in columns.items()}
+    return PoseDataset(**arrays, skeleton=skeleton, dropped=dropped)

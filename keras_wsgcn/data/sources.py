@@ -1,0 +1,84 @@
+"""Named data sets, and anybody's own archive, as training, validation and test poses."""
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from keras_wsgcn.data.archive import load_archive
+from keras_wsgcn.data.cmu import four_cameras, load_cmu24
+from keras_wsgcn.data.motions import generate_motions
+from keras_wsgcn.data.poses import Splits, observe
+from keras_wsgcn.errors import InputError
+
+# Which of the eight generated people are held out.
+_GENERATED_VALIDATION, _GENERATED_TEST = (6,), (7, 8)
+
+
+def load_generated(*, seed: int = 0, **options) -> Splits:
+    """The generated default: eight people, five to train on, one to validate, two to test.
+
+    Args:
+        seed: of the motions.
+        **options: further arguments of `observe`, such as `stride` or `noise_px`.
+
+    Returns:
+        The splits.
+    """
+    poses = observe(generate_motions(seed=seed), four_cameras, **options)
+    return _split("generated", poses, _GENERATED_VALIDATION, _GENERATED_TEST)
+
+
+SOURCES = {"generated": load_generated, "cmu24": load_cmu24}
+
+
+def load_splits(
+    data: str | os.PathLike,
+    *,
+    validation: Iterable[int] | None = None,
+    test: Iterable[int] | None = None,
+    **options,
+) -> Splits:
+    """Loads a data set by name, or a motion archive seen by the benchmark's four cameras.
+
+    Args:
+        data: `"generated"`, `"cmu24"`, or the path of a motion archive (`.npz`).
+        validation: subjects of an archive to validate on. Named sets have theirs.
+        test: subjects of an archive to test on.
+        **options: further arguments of `observe`: `skeleton`, `stride`, `noise_px`, `seed`.
+
+    Returns:
+        The splits.
+
+    Raises:
+        InputError: if there is no such data set, or the subjects do not fit.
+    """
+    if data in SOURCES:
+        if validation is not None or test is not None:
+            raise InputError(
+                f"`validation` and `test` are fixed for {data!r}: leave them out. "
+                f"Received: validation={validation}, test={test}"
+            )
+        return SOURCES[str(data)](**options)
+    if Path(data).suffix != ".npz":
+        raise InputError(
+            f"`data` must be one of {list(SOURCES)} or the path of a motion archive (.npz). "
+            f"Received: data={str(data)!r}"
+        )
+    if not validation or not test:
+        raise InputError(
+            "`validation` and `test` must name subjects of the archive. "
+            f"Received: validation={validation}, test={test}"
+        )
+    poses = observe(load_archive(data), four_cameras, **options)
+    return _split(Path(data).stem, poses, validation, test)
+
+
+def _split(name: str, poses, validation: Iterable[int], test: Iterable[int]) -> Splits:
+    validation, test = tuple(validation), tuple(test)
+    people = {int(subject) for subject in set(poses.subject.tolist())}
+    return Splits(
+        name=name,
+        train=poses.of_subjects(sorted(people - {*validation, *test})),
+        validation=poses.of_subjects(validation),
+        test=poses.of_subjects(test),
+    )

@@ -1,0 +1,101 @@
+"""Evaluating a lifter: the errors of every pose, and tables by action and by subject."""
+
+from collections.abc import Sequence
+
+import keras
+import numpy as np
+import pandas as pd
+
+from keras_wsgcn import metrics
+from keras_wsgcn.data.poses import PoseDataset
+from keras_wsgcn.errors import InputError, check_choice
+from keras_wsgcn.training import predict
+
+ERRORS = {
+    "mpjpe_mm": metrics.mpjpe,
+    "p_mpjpe_mm": metrics.p_mpjpe,
+    "n_mpjpe_mm": metrics.n_mpjpe,
+    "pck150_percent": metrics.pck,
+    "auc_percent": metrics.auc,
+}
+
+
+def evaluate(model: keras.Model, poses: PoseDataset) -> pd.DataFrame:
+    """Evaluates a model on every pose.
+
+    Args:
+        model: a lifting model.
+        poses: what to evaluate on.
+
+    Returns:
+        One row a pose: `subject`, `action`, `take`, `camera`, `frame`, and the errors `mpjpe_mm`
+        (protocol 1), `p_mpjpe_mm` (protocol 2, after similarity Procrustes), `n_mpjpe_mm`,
+        `pck150_percent` and `auc_percent`.
+
+    Raises:
+        InputError: if the model takes other joints.
+    """
+    wanted = model.input_shape[1:]
+    if tuple(wanted) != poses.pose2d.shape[1:]:
+        raise InputError(
+            f"`poses` must fit the model's input, (poses, {wanted[0]}, {wanted[1]}). "
+            f"Received: poses.pose2d.shape={poses.pose2d.shape}"
+        )
+    predicted = predict(model, poses.pose2d)
+    columns = {name: getattr(poses, name) for name in ("subject", "action", "take", "camera")}
+    errors = {name: error(poses.pose3d, predicted) for name, error in ERRORS.items()}
+    return pd.DataFrame({**columns, "frame": poses.frame, **errors})
+
+
+def table_by(errors: pd.DataFrame, by: str) -> pd.DataFrame:
+    """Means by action or by subject, with the number of poses behind each, and their average.
+
+    The row `average` is the mean of the rows above, as the paper's tables have it: every action,
+    or subject, counts the same.
+
+    Args:
+        errors: what `evaluate` returns.
+        by: `"action"` or `"subject"`.
+
+    Returns:
+        One row a group: `poses` and the errors.
+    """
+    check_choice("by", by, ("action", "subject"))
+    groups = errors.groupby(by)
+    table = groups[list(ERRORS)].mean()
+    table.insert(0, "poses", groups.size())
+    table.index = table.index.astype(str)
+    average = table.mean()
+    average["poses"] = len(errors)
+    table.loc["average"] = average
+    return table.astype({"poses": int})
+
+
+def headline(errors: pd.DataFrame, seen_actions: Sequence[str] = ()) -> dict[str, float]:
+    """The few numbers that stand for an evaluation, for both protocols.
+
+    Args:
+        errors: what `evaluate` returns.
+        seen_actions: activities that also occur in training; the others are reported apart.
+
+    Returns:
+        For each of `mpjpe_mm` and `p_mpjpe_mm` the mean over subjects of their frame means (the
+        headline), over frames, over actions, and over the frames of seen and unseen activities.
+    """
+    seen = errors["action"].isin(seen_actions)
+    numbers: dict[str, float] = {}
+    for error in ("mpjpe_mm", "p_mpjpe_mm"):
+        column = errors[error]
+        numbers[f"subject_mean_{error}"] = column.groupby(errors["subject"]).mean().mean()
+        numbers[f"frame_mean_{error}"] = column.mean()
+        numbers[f"action_mean_{error}"] = column.groupby(errors["action"]).mean().mean()
+        for name, rows in (("seen", seen), ("unseen", ~seen)):
+            if seen_actions and rows.any():
+                numbers[f"{name}_{error}"] = column[rows].mean()
+    return {name: float(number) for name, number in numbers.items()}
+
+
+def worst_median_best(errors: pd.DataFrame) -> np.ndarray:
+    """Rows of the worst pose, the median and the best, by MPJPE: what a picture should show."""
+    order = np.argsort(errors["mpjpe_mm"].to_numpy())
+    return order[[-1, len(order) // 2, 0]]

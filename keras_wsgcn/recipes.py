@@ -1,0 +1,180 @@
+"""What to train and how: `TrainConfig`, the named recipes, and the optimiser they ask for."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+import keras
+
+from keras_wsgcn import metrics, schemes, skeletons
+from keras_wsgcn.errors import InputError, check_choice, check_integer, check_number
+from keras_wsgcn.models import DEFAULT_KERNEL_GAIN, build_model
+from keras_wsgcn.schemes import Scheme
+from keras_wsgcn.skeletons import Skeleton
+
+SCHEDULES = ("cosine", "step", "constant")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything that decides what a training run computes, but the data.
+
+    Args:
+        scheme: name of a weight-sharing scheme, or a `Scheme`.
+        budget: trainable parameters to come nearest to; excludes `channels`.
+        channels: channels of the hidden layers; with neither, 128.
+        blocks: residual blocks.
+        dropout: fraction of the activations dropped.
+        non_local: whether non-local blocks are used.
+        affinity: `"fixed"` or `"learned"`.
+        kernel_gain: gain of the initial kernels; see `build_model`.
+        skeleton: name of a skeleton, or a `Skeleton`.
+        batch_size: poses a step. An epoch leaves out its last incomplete batch.
+        epochs: passes over the training poses.
+        learning_rate: Adam's, at the start.
+        schedule: `"cosine"` to zero over the whole run, `"step"` or `"constant"`.
+        decay_rate: what a step of the schedule multiplies the learning rate with.
+        decay_steps: training steps between two steps of the schedule; excludes `decay_epochs`.
+        decay_epochs: epochs between two steps of the schedule.
+        clip_norm: largest global norm of the gradients; `None` for no clipping.
+        weight_decay: decoupled weight decay.
+        patience: epochs without a better validation error after which to stop; `None` for never.
+        seed: of weights, order and dropout.
+
+    Raises:
+        InputError: if a value is out of range.
+    """
+
+    scheme: str | Scheme = "pre_agg_decoupled"
+    budget: float | None = None
+    channels: int | None = None
+    blocks: int = 4
+    dropout: float = 0.0
+    non_local: bool = False
+    affinity: str = "fixed"
+    kernel_gain: float = DEFAULT_KERNEL_GAIN
+    skeleton: str | Skeleton = "h36m_16"
+    batch_size: int = 256
+    epochs: int = 8
+    learning_rate: float = 2e-3
+    schedule: str = "cosine"
+    decay_rate: float = 1.0
+    decay_steps: int | None = None
+    decay_epochs: int | None = None
+    clip_norm: float | None = 1.0
+    weight_decay: float = 0.0
+    patience: int | None = None
+    seed: int = 0
+
+    def __post_init__(self):
+        schemes.get(self.scheme)
+        skeletons.get(self.skeleton)
+        for name in ("batch_size", "epochs"):
+            check_integer(name, getattr(self, name), least=1)
+        check_integer("seed", self.seed, least=0)
+        check_number("learning_rate", self.learning_rate, above=0, below=math.inf)
+        check_number("weight_decay", self.weight_decay, least=0, below=math.inf)
+        if self.clip_norm is not None:
+            check_number("clip_norm", self.clip_norm, above=0, below=math.inf)
+        if self.patience is not None:
+            check_integer("patience", self.patience, least=1)
+        check_choice("schedule", self.schedule, SCHEDULES)
+        if self.schedule == "step":
+            check_number("decay_rate", self.decay_rate, above=0, below=math.inf)
+            if (self.decay_steps is None) == (self.decay_epochs is None):
+                raise InputError(
+                    "`decay_steps` or `decay_epochs` must be given, and only one of them. "
+                    f"Received: decay_steps={self.decay_steps}, decay_epochs={self.decay_epochs}"
+                )
+            name = "decay_steps" if self.decay_steps is not None else "decay_epochs"
+            check_integer(name, getattr(self, name), least=1)
+
+    def build_model(self) -> keras.Model:
+        """The untrained model, its weights drawn from `seed`."""
+        keras.utils.set_random_seed(self.seed)
+        names = ("budget", "channels", "blocks", "dropout", "non_local", "affinity")
+        arguments = {name: getattr(self, name) for name in (*names, "kernel_gain", "skeleton")}
+        return build_model(self.scheme, **arguments)
+
+    def learning_rates(self, steps_per_epoch: int) -> Any:
+        """The learning rate as Keras takes it: a number or a schedule over steps."""
+        if self.schedule == "constant":
+            return self.learning_rate
+        if self.schedule == "cosine":
+            return keras.optimizers.schedules.CosineDecay(
+                self.learning_rate, decay_steps=self.epochs * steps_per_epoch
+            )
+        return keras.optimizers.schedules.ExponentialDecay(
+            self.learning_rate,
+            decay_steps=self.decay_steps or (self.decay_epochs or 1) * steps_per_epoch,
+            decay_rate=self.decay_rate,
+            staircase=True,
+        )
+
+    def get_config(self) -> dict[str, Any]:
+        """The configuration as JSON can hold it; `from_config` reads it back."""
+        config = {field.name: getattr(self, field.name) for field in fields(self)}
+        config["scheme"] = schemes.serialize(schemes.get(self.scheme))
+        config["skeleton"] = skeletons.serialize(skeletons.get(self.skeleton))
+        return config
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> "TrainConfig":
+        """Rebuilds a configuration from `get_config()`.
+
+        Raises:
+            InputError: if a key is unknown or a value out of range.
+        """
+        known = [field.name for field in fields(cls)]
+        if unknown := sorted(set(config) - set(known)):
+            raise InputError(f"`config` must have keys among {known}. Received: {unknown}")
+        values = dict(config)
+        for name, module in (("scheme", schemes), ("skeleton", skeletons)):
+            if isinstance(values.get(name), Mapping):
+                values[name] = module.get(values[name])
+        return cls(**values)
+
+
+RECIPES: dict[str, TrainConfig] = {
+    # Tables 2 to 4 of the paper.
+    "ablation": TrainConfig(
+        kernel_gain=1.0,
+        batch_size=64,
+        epochs=50,
+        learning_rate=1e-3,
+        schedule="step",
+        decay_rate=0.96,
+        decay_steps=100_000,
+    ),
+    # Tables 5 to 7 of the paper.
+    "benchmark": TrainConfig(
+        kernel_gain=1.0,
+        non_local=True,
+        dropout=0.2,
+        batch_size=256,
+        epochs=30,
+        learning_rate=1e-4,
+        schedule="step",
+        decay_rate=0.95,
+        decay_epochs=4,
+    ),
+    # The CMU-24 benchmark; it is read at every third frame.
+    "cmu": TrainConfig(batch_size=256, epochs=8, learning_rate=2e-3, schedule="cosine"),
+    # A few minutes on two cores.
+    "quickstart": TrainConfig(batch_size=256, epochs=12, learning_rate=2e-3, schedule="cosine"),
+}
+
+
+def compile_model(model: keras.Model, config: TrainConfig, steps_per_epoch: int) -> None:
+    """Compiles a model as `config` says: Adam, mean squared error in square metres, MPJPE."""
+    model.compile(
+        optimizer=keras.optimizers.Adam(
+            config.learning_rates(steps_per_epoch),
+            global_clipnorm=config.clip_norm,
+            weight_decay=config.weight_decay or None,
+        ),
+        loss="mse",
+        metrics=[metrics.MPJPE()],
+    )
+    model.optimizer.build(model.trainable_variables)

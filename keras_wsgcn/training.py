@@ -1,0 +1,263 @@
+"""Training a lifter: `train()`, which resumes, and prediction in batches.
+
+A run lives in a folder. Its state is one file, `last.keras`, replaced whole after each epoch, and
+every random choice is a function of (seed, epoch): a run that was killed ends like any other.
+"""
+
+import json
+import math
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pandas as pd
+
+from keras_wsgcn import metrics, skeletons
+from keras_wsgcn.data.poses import PoseDataset, Splits
+from keras_wsgcn.errors import InputError
+from keras_wsgcn.files import write_json, write_text
+from keras_wsgcn.recipes import TrainConfig, compile_model
+from keras_wsgcn.saving import load_model, read_metadata, save_model
+
+PREDICT_BATCH = 1024
+
+
+class DivergenceError(RuntimeError):
+    """Training produced a loss that is not finite."""
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a run leaves behind.
+
+    Args:
+        model: the model of the epoch with the lowest validation error.
+        history: one row an epoch: `epoch`, `loss` (square metres), `mpjpe_mm` in training,
+            `val_mpjpe_mm` (mean over validation subjects), `learning_rate`, `seconds`.
+        folder: where the run lives.
+    """
+
+    model: keras.Model
+    history: pd.DataFrame
+    folder: Path
+
+
+def train(
+    config: TrainConfig,
+    data: Splits,
+    folder: str | os.PathLike,
+    *,
+    callbacks: Sequence[keras.callbacks.Callback] = (),
+    facts: Mapping[str, Any] | None = None,
+    verbose: bool = True,
+) -> TrainResult:
+    """Trains a model, choosing the best epoch on the validation subjects.
+
+    Writes into `folder`: `config.json`, `history.csv`, `best.keras`, `last.keras`. Called again
+    with the same arguments it goes on after the last finished epoch, and a finished run returns
+    at once.
+
+    Args:
+        config: what to train, and how.
+        data: training and validation poses; the test poses are not looked at.
+        folder: the run's folder.
+        callbacks: Keras callbacks; they are told of the run's and the epochs' begin and end.
+        facts: what `config.json` shall also say, such as the stride of the data.
+        verbose: whether to print a line an epoch.
+
+    Returns:
+        The best model, the history and the folder.
+
+    Raises:
+        InputError: if the folder holds another run, or the data does not fit the configuration.
+        DivergenceError: if the loss is no longer finite. The last good epoch stays in the folder.
+    """
+    run = _Run(config, data, Path(folder), dict(facts or {}))
+    notified = keras.callbacks.CallbackList(list(callbacks), model=run.model)
+    notified.on_train_begin()
+    while not run.is_finished():
+        notified.on_epoch_begin(run.epoch)
+        row = run.train_epoch()
+        notified.on_epoch_end(row["epoch"] - 1, {k: v for k, v in row.items() if k != "epoch"})
+        if verbose:
+            print(_progress(row, config.epochs), flush=True)
+    notified.on_train_end()
+    return TrainResult(load_model(run.best_path), run.history_frame(), run.folder)
+
+
+class _Run:
+    """A training run: its model, its history, and its files."""
+
+    def __init__(self, config: TrainConfig, data: Splits, folder: Path, facts: dict[str, Any]):
+        skeleton = skeletons.get(config.skeleton)
+        for name, part in (("train", data.train), ("validation", data.validation)):
+            if part.skeleton != skeleton:
+                raise InputError(
+                    f"`data` must have the configuration's skeleton {skeleton.name!r}. "
+                    f"Received: {name} poses of {part.skeleton.name!r}"
+                )
+        if len(data.train) < config.batch_size:
+            raise InputError(
+                f"`batch_size` must not exceed the {len(data.train)} training poses. "
+                f"Received: batch_size={config.batch_size}"
+            )
+        self.config, self.data, self.folder = config, data, folder
+        self.steps = len(data.train) // config.batch_size
+        self.best_path, self.last_path = folder / "best.keras", folder / "last.keras"
+        self.history: list[dict[str, Any]] = []
+        self.model = config.build_model()
+        self._claim_folder(facts)  # only once all else has been found right
+        compile_model(self.model, config, self.steps)
+        if self.last_path.exists():
+            self.history = read_metadata(self.last_path)["training"]["history"]
+            # Weights, optimiser and step count; compiled objects in the file are not opened.
+            self.model.load_weights(self.last_path)
+
+    @property
+    def epoch(self) -> int:
+        """Epochs trained so far."""
+        return len(self.history)
+
+    def _claim_folder(self, facts: dict[str, Any]) -> None:
+        record = {
+            "config": self.config.get_config(),
+            "data": {"name": self.data.name, "train_poses": len(self.data.train), **facts},
+        }
+        record = json.loads(json.dumps(record))  # tuples become lists, as in the file
+        path = self.folder / "config.json"
+        if path.exists():
+            found = json.loads(path.read_text(encoding="utf-8"))
+            if any(found.get(key) != record[key] for key in record):
+                raise InputError(
+                    "`folder` must be new, or hold a run with the same configuration and data. "
+                    f"Received: folder={str(self.folder)!r}, which differs in "
+                    f"{_differences(found, record)}"
+                )
+        else:
+            write_json(path, {**record, "environment": environment()})
+
+    def is_finished(self) -> bool:
+        if self.epoch >= self.config.epochs:
+            return True
+        patience = self.config.patience
+        return patience is not None and self.epoch - self._best_epoch() >= patience
+
+    def _best_epoch(self) -> int:
+        """The epoch, counted from 1, with the lowest validation error; 0 before the first."""
+        errors = [row["val_mpjpe_mm"] for row in self.history]
+        return errors.index(min(errors)) + 1 if errors else 0
+
+    def train_epoch(self) -> dict[str, Any]:
+        """Trains one epoch and saves it; returns its row of the history."""
+        began = time.perf_counter()
+        logs = self._fit_epoch()
+        rate = float(self.model.optimizer.learning_rate)
+        predicted = predict(self.model, self.data.validation.pose2d)
+        if not (math.isfinite(logs["loss"]) and np.isfinite(predicted).all()):
+            raise DivergenceError(
+                f"The loss is no longer finite in epoch {self.epoch + 1} (loss={logs['loss']}, "
+                f"learning rate {rate:.3g}). The last good epoch is "
+                f"{self.last_path if self.epoch else 'none'}."
+            )
+        row = {
+            "epoch": self.epoch + 1,
+            "loss": logs["loss"],
+            "mpjpe_mm": logs["mpjpe_mm"],
+            "val_mpjpe_mm": subject_mean_mm(self.data.validation, predicted),
+            "learning_rate": rate,
+            "seconds": round(time.perf_counter() - began, 3),
+        }
+        self.history.append(row)
+        # The best first: killed in between, the run repeats this epoch and writes it again.
+        if self._best_epoch() == self.epoch:
+            self._save(self.best_path)
+        self._save(self.last_path)
+        write_text(self.folder / "history.csv", self.history_frame().to_csv(index=False))
+        return row
+
+    def _fit_epoch(self) -> dict[str, float]:
+        train, size = self.data.train, self.config.batch_size
+        rng = np.random.default_rng([self.config.seed, self.epoch])
+        rows = rng.permutation(len(train))[: self.steps * size]
+        history = self.model.fit(
+            train.pose2d[rows],
+            train.pose3d[rows],
+            batch_size=size,
+            shuffle=False,
+            verbose=0,
+            # Not before `fit`: the first one builds the model, which draws random numbers.
+            callbacks=[keras.callbacks.LambdaCallback(lambda *_: _seed_dropout(self.model, rng))],
+        )
+        return {name: float(values[-1]) for name, values in history.history.items()}
+
+    def _save(self, path: Path) -> None:
+        training = {"config": self.config.get_config(), "data": self.data.name}
+        save_model(self.model, path, training={**training, "history": self.history})
+
+    def history_frame(self) -> pd.DataFrame:
+        return pd.DataFrame(self.history)
+
+
+def predict(model: keras.Model, pose2d: np.ndarray) -> np.ndarray:
+    """Lifts poses in batches: `(poses, joints, 2)` to `(poses, joints, 3)` metres."""
+    return np.asarray(model.predict(pose2d, batch_size=PREDICT_BATCH, verbose=0))
+
+
+def subject_mean_mm(poses: PoseDataset, predicted: np.ndarray) -> float:
+    """MPJPE in millimetres: the mean over subjects of their means over frames."""
+    errors = metrics.mpjpe(poses.pose3d, predicted)
+    return float(pd.Series(errors).groupby(poses.subject).mean().mean())
+
+
+def environment() -> dict[str, str]:
+    """What a run ran on: versions, backend and device."""
+    import platform
+
+    from keras_wsgcn import __version__
+
+    return {
+        "keras_wsgcn": __version__,
+        "keras": keras.__version__,
+        "backend": keras.backend.backend(),
+        "device": _device(),
+        "python": platform.python_version(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+    }
+
+
+def _seed_dropout(model: keras.Model, rng: np.random.Generator) -> None:
+    """Seeds all dropout from `rng`; under torch it draws from the global generator."""
+    keras.utils.set_random_seed(int(rng.integers(2**31)))
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.Dropout):
+            layer.seed_generator.state.assign(rng.integers(0, 2**31, 2, dtype="uint32"))
+
+
+def _device() -> str:
+    if keras.backend.backend() == "torch":
+        import torch
+
+        return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    return ", ".join(keras.distribution.list_devices())
+
+
+def _progress(row: Mapping[str, Any], epochs: int) -> str:
+    return (
+        f"epoch {row['epoch']:3d}/{epochs}  loss {row['loss']:.3e} m2  "
+        f"MPJPE {row['mpjpe_mm']:6.1f} mm  validation {row['val_mpjpe_mm']:6.1f} mm  "
+        f"{row['seconds']:.1f} s"
+    )
+
+
+def _differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    return [
+        f"{section}.{key}"
+        for section in wanted
+        for key in sorted({*wanted[section], *found.get(section, {})})
+        if wanted[section].get(key) != found.get(section, {}).get(key)
+    ]

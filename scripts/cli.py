@@ -1,0 +1,73 @@
+"""What the commands share: options from a dataclass, and errors as one clear line."""
+
+import argparse
+import dataclasses
+import inspect
+import re
+import sys
+import types
+import typing
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from keras_wsgcn.errors import InputError
+
+
+def add_options(parser: argparse._ActionsContainer, record: type) -> None:
+    """Adds one option for each field of a dataclass: type and help come from the record itself.
+
+    An option that is not given is left out of the result, so that a recipe's value stays.
+
+    Args:
+        parser: where to add them.
+        record: a dataclass whose docstring has an `Args:` section.
+    """
+    described = _described_arguments(record)
+    hints = typing.get_type_hints(record)
+    for field in dataclasses.fields(record):
+        choices = [t for t in _members(hints[field.name]) if t in (str, int, float, bool)]
+        parser.add_argument(
+            f"--{field.name.replace('_', '-')}",
+            dest=field.name,
+            default=argparse.SUPPRESS,
+            help=described[field.name].replace("%", "%%"),
+            **_reading(choices[0], optional=type(None) in _members(hints[field.name])),
+        )
+
+
+def _reading(kind: type, optional: bool) -> dict[str, Any]:
+    if kind is bool:
+        return {"action": argparse.BooleanOptionalAction}
+
+    def read(text: str) -> Any:
+        return None if optional and text.lower() == "none" else kind(text)
+
+    read.__name__ = kind.__name__  # argparse names it in its message
+    return {"type": read, "metavar": kind.__name__.upper()}
+
+
+def _members(hint: Any) -> tuple[Any, ...]:
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return typing.get_args(hint)
+    return (hint,)
+
+
+def _described_arguments(record: type) -> dict[str, str]:
+    section = (inspect.getdoc(record) or "").split("Args:\n")[1].split("\n\n")[0]
+    found = re.findall(r"^    (\w+): (.*(?:\n {8}.*)*)", section, flags=re.MULTILINE)
+    return {name: re.sub(r"\s+", " ", text).replace("`", "") for name, text in found}
+
+
+def run(command: Callable[[Sequence[str] | None], Any], argv: Sequence[str] | None = None) -> int:
+    """Runs a command's `main` and returns its exit status.
+
+    What a user gave wrong ends in one line on stderr and status 2, Ctrl-C in status 130.
+    """
+    try:
+        command(argv)
+    except (InputError, ImportError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0

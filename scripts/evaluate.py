@@ -1,0 +1,100 @@
+"""Evaluates a run's best model on its validation and test subjects and prints the errors.
+
+Writes metrics.csv, and pictures on request, into the run's folder.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+from cli import run
+
+from keras_wsgcn.data.cmu import SEEN_ACTIONS
+from keras_wsgcn.data.poses import PoseDataset, Splits
+from keras_wsgcn.data.sources import load_splits
+from keras_wsgcn.errors import InputError
+from keras_wsgcn.evaluation import evaluate, headline, table_by, worst_median_best
+from keras_wsgcn.files import write_text
+from keras_wsgcn.saving import load_model
+from keras_wsgcn.skeletons import get as get_skeleton
+from keras_wsgcn.training import predict
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("run", type=Path, help="folder of the run, such as runs/quickstart")
+    parser.add_argument("--last", action="store_true", help="take the last epoch, not the best")
+    parser.add_argument(
+        "--pictures", action="store_true", help="draw training curves and predicted skeletons"
+    )
+    return parser.parse_args(argv)
+
+
+def load_run_data(folder: Path) -> tuple[dict, Splits]:
+    path = folder / "config.json"
+    if not path.is_file():
+        raise InputError(
+            f"`run` must be the folder of a run, with a config.json. Received: run={str(folder)!r}"
+        )
+    record = json.loads(path.read_text(encoding="utf-8"))
+    options = {k: v for k, v in record["data"].items() if k not in ("name", "train_poses")}
+    skeleton = get_skeleton(record["config"]["skeleton"])
+    return record, load_splits(options.pop("source"), skeleton=skeleton, **options)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    options = parse(argv)
+    record, splits = load_run_data(options.run)
+    model = load_model(options.run / ("last.keras" if options.last else "best.keras"))
+    seen = SEEN_ACTIONS if splits.name == "cmu24" else ()
+    tables = []
+    for split in ("validation", "test"):
+        poses: PoseDataset = getattr(splits, split)
+        errors = evaluate(model, poses)
+        print(f"\n{split}: {len(poses)} poses, {poses.dropped} views dropped")
+        for by in ("action", "subject"):
+            table = table_by(errors, by)
+            tables.append(table.rename_axis("group").reset_index().assign(split=split, by=by))
+            print(f"\nby {by}, millimetres and percent")
+            print(table.T.to_string(float_format="{:.1f}".format, line_width=110))
+        numbers = pd.Series(headline(errors, seen))
+        print("\n" + numbers.to_string(float_format="{:.2f}".format))
+        tables.append(
+            numbers.rename("value").rename_axis("group").reset_index().assign(split=split, by="all")
+        )
+    frame = pd.concat(tables, ignore_index=True)
+    frame = frame[["split", "by", *[c for c in frame if c not in ("split", "by")]]]
+    write_text(options.run / "metrics.csv", frame.to_csv(index=False))
+    print(f"\n{record['config']['scheme']}: metrics in {options.run / 'metrics.csv'}")
+    if options.pictures:
+        draw(options.run, model, splits.test, errors)
+
+
+def draw(folder: Path, model, poses: PoseDataset, errors: pd.DataFrame) -> None:
+    from keras_wsgcn.plots import plot_poses, plot_training_curves
+
+    plot_training_curves(pd.read_csv(folder / "history.csv"), folder / "training.png")
+    rows = worst_median_best(errors)
+    examples = poses.subset(rows)
+    titles = [
+        f"{name}: {row.action}, subject {row.subject}"
+        for name, (_, row) in zip(
+            ("worst", "median", "best"), errors.iloc[rows].iterrows(), strict=True
+        )
+    ]
+    plot_poses(
+        examples.pose3d,
+        predict(model, examples.pose2d),
+        folder / "poses.png",
+        skeleton=poses.skeleton,
+        pose2d=examples.pose2d,
+        titles=titles,
+    )
+    print(f"pictures in {folder / 'training.png'} and {folder / 'poses.png'}")
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))

@@ -1,0 +1,127 @@
+"""The shape of the house: who may import whom, how long a file may be, where the table stands."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "keras_wsgcn"
+
+# Each module knows only those before it, and the data modules no model.
+PLAIN = ("errors", "files", "skeletons", "schemes", "budget")
+KERAS = ("ops", "layers", "models", "saving")
+DATA = (
+    "data.archive", "data.cameras", "data.poses", "data.activities", "data.bodies",
+    "data.motions", "data.mocap_formats", "data.mocap",
+    "data.mocap_folders", "data.cmu", "data.sources",
+)  # fmt: skip
+LAST = ("recipes", "training", "evaluation", "plots")
+BACKENDS = {"tensorflow", "jax", "torch"}
+MAX_LINES = 420
+
+
+def name_of(path):
+    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+
+
+MODULES = {
+    name_of(path): path for path in sorted(PACKAGE.rglob("*.py")) if path.name != "__init__.py"
+}
+
+
+def allowed(name):
+    """The modules that `name` may import."""
+    if name in PLAIN:
+        return PLAIN[: PLAIN.index(name)]
+    if name in KERAS:
+        return (*PLAIN, *KERAS[: KERAS.index(name)])
+    if name == "metrics":
+        return PLAIN
+    if name in DATA:
+        return (*PLAIN, *DATA[: DATA.index(name)])
+    return (*PLAIN, *KERAS, *DATA, "metrics", *LAST[: LAST.index(name)])
+
+
+def imports(path, top_only=False):
+    """(module, at module level) of every import in a file, `from a import b` as `a` and `a.b`."""
+    tree = ast.parse(path.read_text())
+    nodes = tree.body if top_only else list(ast.walk(tree))
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_modules_know_only_those_above_them(name):
+    known = {f"keras_wsgcn.{module}" for module in allowed(name)}
+    ours = {module for module in imports(MODULES[name]) if module.startswith("keras_wsgcn.")}
+    modules = {f"keras_wsgcn.{module}" for module in MODULES}
+    assert {m for m in ours if m in modules} <= known
+
+
+def test_every_module_has_its_place():
+    assert set(MODULES) == {*PLAIN, *KERAS, *DATA, *LAST, "metrics"}
+
+
+@pytest.mark.parametrize("name", [*PLAIN, *DATA])
+def test_plain_modules_and_data_import_no_framework(name):
+    found = {module.split(".")[0] for module in imports(MODULES[name])}
+    assert not found & {"keras", *BACKENDS}
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_no_backend_at_module_level(name):
+    top = {module.split(".")[0] for module in imports(MODULES[name], top_only=True)}
+    assert not top & BACKENDS
+    assert not top & {"matplotlib", "optuna"}  # heavy, and not always there
+    assert not any(module.startswith("keras.src") for module in imports(MODULES[name]))
+
+
+def test_nothing_imports_scripts_or_studies():
+    for path in [*MODULES.values(), PACKAGE / "__init__.py"]:
+        assert not {m.split(".")[0] for m in imports(path)} & {"scripts", "studies"}
+
+
+def test_keras_src_is_imported_in_one_place():
+    users = {
+        path.name
+        for folder in ("tests", "scripts", "keras_wsgcn")
+        for path in (ROOT / folder).rglob("*.py")
+        if any(module.startswith("keras.src") for module in imports(path))
+    }
+    assert users == {"testing.py"}
+
+
+def test_the_eight_names_stand_in_one_table():
+    """No file lists them again; a file may use one or two as an example."""
+    from keras_wsgcn import SCHEMES
+
+    for path in [*PACKAGE.rglob("*.py"), *(ROOT / "scripts").rglob("*.py")]:
+        strings = {
+            node.value
+            for node in ast.walk(ast.parse(path.read_text()))
+            if isinstance(node, ast.Constant) and isinstance(node.value, str)
+        }
+        if path.name != "schemes.py":
+            assert len(strings & set(SCHEMES)) <= 2, path
+
+
+@pytest.mark.parametrize("path", [*MODULES.values()], ids=name_of)
+def test_files_fit_a_room(path):
+    assert len(path.read_text().splitlines()) <= MAX_LINES
+
+
+def test_init_holds_the_public_names_and_nothing_else():
+    import keras_wsgcn
+
+    tree = ast.parse((PACKAGE / "__init__.py").read_text())
+    kinds = {type(node) for node in tree.body}
+    assert kinds <= {ast.Expr, ast.ImportFrom, ast.Assign}
+    imported = {
+        alias.name for node in tree.body if isinstance(node, ast.ImportFrom) for alias in node.names
+    }
+    assert imported == set(keras_wsgcn.__all__)

@@ -1,0 +1,62 @@
+import numpy as np
+import pandas as pd
+import pytest
+
+from keras_wsgcn import InputError, build_model, metrics
+from keras_wsgcn.data.sources import load_splits
+from keras_wsgcn.evaluation import ERRORS, evaluate, headline, table_by, worst_median_best
+from keras_wsgcn.training import predict
+
+# Two subjects; walking has four poses, sitting one.
+ERROR_ROWS = pd.DataFrame(
+    {
+        "subject": [1, 1, 1, 2, 2],
+        "action": ["Walking", "Walking", "Sitting", "Walking", "Walking"],
+        **{name: [10.0, 20.0, 60.0, 30.0, 50.0] for name in ERRORS},
+    }
+)
+
+
+def test_every_pose_gets_its_errors():
+    poses = load_splits("generated", stride=120).test
+    model = build_model("pre_agg", channels=4, blocks=1)
+    errors = evaluate(model, poses)
+    predicted = predict(model, poses.pose2d)
+    assert len(errors) == len(poses)
+    for column, function in (("mpjpe_mm", metrics.mpjpe), ("p_mpjpe_mm", metrics.p_mpjpe)):
+        np.testing.assert_allclose(errors[column], function(poses.pose3d, predicted))
+    by_hand = 1000 * np.linalg.norm(predicted - poses.pose3d, axis=-1).mean(axis=1)
+    np.testing.assert_allclose(errors["mpjpe_mm"], by_hand, rtol=1e-5)
+    assert errors["subject"].tolist() == poses.subject.tolist()
+    assert errors["frame"].tolist() == poses.frame.tolist()
+
+
+def test_tables_average_over_groups_not_poses():
+    table = table_by(ERROR_ROWS, "action")
+    assert table.loc["Walking", "mpjpe_mm"] == 27.5
+    assert table.loc["Sitting", "mpjpe_mm"] == 60
+    assert table.loc["average", "mpjpe_mm"] == (27.5 + 60) / 2
+    assert table["poses"].to_dict() == {"Sitting": 1, "Walking": 4, "average": 5}
+    assert table_by(ERROR_ROWS, "subject").loc["average", "p_mpjpe_mm"] == 35
+
+
+def test_headline_numbers():
+    numbers = headline(ERROR_ROWS, seen_actions=("Walking",))
+    assert numbers["subject_mean_mpjpe_mm"] == 35
+    assert numbers["frame_mean_mpjpe_mm"] == 34
+    assert numbers["action_mean_mpjpe_mm"] == 43.75
+    assert numbers["seen_mpjpe_mm"] == 27.5
+    assert numbers["unseen_p_mpjpe_mm"] == 60
+    assert "seen_mpjpe_mm" not in headline(ERROR_ROWS)
+
+
+def test_worst_median_best():
+    assert worst_median_best(ERROR_ROWS).tolist() == [2, 3, 0]
+
+
+def test_refuses_other_joints_and_other_groups():
+    poses = load_splits("generated", stride=120).test
+    with pytest.raises(InputError, match=r"`poses` must fit.*17.*Received: "):
+        evaluate(build_model("pre_agg", channels=4, blocks=0, skeleton="h36m_17"), poses)
+    with pytest.raises(InputError, match="`by` must be one of"):
+        table_by(ERROR_ROWS, "camera")

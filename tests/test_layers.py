@@ -1,0 +1,291 @@
+import keras
+import numpy as np
+import pytest
+import reference
+from keras import ops
+from testing import run_layer_test, value_and_gradients
+
+from keras_wsgcn import SCHEMES, GraphConv, GraphNonLocal, InputError, Scheme, Skeleton
+from keras_wsgcn.layers import SwapBatchAndJoints
+from keras_wsgcn.skeletons import h36m_16
+
+AFFINITIES = ("fixed", "learned")
+OWN = Scheme("depth_post_agg", split="depth", per="target")
+
+
+def random_skeleton(seed):
+    """A random tree of 7 joints, its joints shuffled, with two extra edges."""
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(7)
+    parents = [-1] * 7
+    for place in range(1, 7):
+        parents[order[place]] = int(order[rng.integers(place)])
+    extra = [tuple(int(j) for j in rng.choice(7, 2, replace=False)) for _ in range(2)]
+    names = tuple(f"j{n}" for n in range(7))
+    return Skeleton(f"random{seed}", names, parents, centre=int(order[3]), extra_edges=extra)
+
+
+SKELETONS = [h36m_16, random_skeleton(1), random_skeleton(2)]
+
+
+def oracle_graph(skeleton):
+    return reference.neighbours(skeleton.num_joints, [*skeleton.bones, *skeleton.extra_edges])
+
+
+def set_random_weights(layer, rng):
+    for weight in layer.weights:
+        weight.assign(rng.normal(size=weight.shape))
+    return {weight.name: ops.convert_to_numpy(weight.value) for weight in layer.weights}
+
+
+def oracle_affinity(affinity, near, weights):
+    if affinity == "fixed":
+        return reference.fixed_affinity(near)
+    edges = [(i, j) for i in range(len(near)) for j in sorted(near[i])]
+    return reference.learned_affinity(
+        near, dict(zip(edges, weights["affinity_logits"], strict=True))
+    )
+
+
+@pytest.mark.parametrize(
+    ("skeleton", "joints_axis"),
+    [(SKELETONS[0], 0), (SKELETONS[1], 1), (SKELETONS[2], 0)],
+    ids=["h36m_16", "random1", "random2"],
+)
+@pytest.mark.parametrize("affinity", AFFINITIES)
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_equals_the_oracle_forward_and_backward(scheme, affinity, skeleton, joints_axis, rng):
+    joints, centre = skeleton.num_joints, skeleton.centre
+    x = rng.normal(size=(3, joints, 4))
+    upstream = rng.normal(size=(3, joints, 5))
+    layer = GraphConv(5, scheme, skeleton, affinity=affinity, joints_axis=joints_axis, dtype=DTYPE)
+    turned = x if joints_axis else x.swapaxes(0, 1)
+    layer.build(turned.shape)
+    weights = set_random_weights(layer, rng)
+    near = oracle_graph(skeleton)
+    a = oracle_affinity(affinity, near, weights)
+    expected = reference.graph_conv(scheme, x, weights["kernel"], weights["bias"], near, centre, a)
+    by_x, gradients = reference.graph_conv_gradients(
+        scheme, x, weights["kernel"], near, centre, a, upstream, affinity == "learned"
+    )
+    up = upstream if joints_axis else upstream.swapaxes(0, 1)
+    y, got_by_x, got = value_and_gradients(layer, turned.astype(DTYPE), up.astype(DTYPE))
+    if not joints_axis:
+        y, got_by_x = y.swapaxes(0, 1), got_by_x.swapaxes(0, 1)
+    tolerance = tolerances()
+    np.testing.assert_allclose(y, expected, **tolerance)
+    np.testing.assert_allclose(got_by_x, by_x, **tolerance)
+    assert got.keys() == gradients.keys()
+    for name, gradient in gradients.items():
+        np.testing.assert_allclose(got[name], gradient, **tolerance, err_msg=name)
+
+
+# JAX computes in float32 unless its 64-bit mode is on, and so does Keras's matmul under torch.
+DTYPE = "float64" if keras.backend.backend() == "tensorflow" else "float32"
+
+
+def tolerances():
+    single = DTYPE == "float32"
+    return {"rtol": 2e-4, "atol": 2e-5} if single else {"rtol": 1e-10, "atol": 1e-10}
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_kernel_shape_is_what_the_scheme_needs(scheme):
+    layer = GraphConv(5, scheme)
+    layer.build((None, 16, 4))
+    kernels = np.prod(layer.kernel.shape[:-2])
+    assert kernels == reference.KERNELS_16[scheme]
+    assert tuple(layer.kernel.shape[-2:]) == (4, 5)
+
+
+@pytest.mark.parametrize("coupled", ["full_sharing", "pre_agg", "post_agg"])
+def test_decoupled_agrees_with_coupled_when_kernels_agree(coupled, rng):
+    plain, decoupled = GraphConv(6, coupled), GraphConv(6, f"{coupled}_decoupled")
+    x = rng.normal(size=(3, 16, 4)).astype("float32")
+    plain.build(x.shape)
+    decoupled.build(x.shape)
+    kernel = ops.convert_to_numpy(plain.kernel.value)
+    decoupled.kernel.assign(np.concatenate([kernel, kernel]))
+    np.testing.assert_allclose(
+        ops.convert_to_numpy(plain(x)), ops.convert_to_numpy(decoupled(x)), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_no_sharing_with_equal_kernels_is_full_sharing(rng):
+    full, own = GraphConv(6, "full_sharing"), GraphConv(6, "no_sharing")
+    x = rng.normal(size=(3, 16, 4)).astype("float32")
+    full.build(x.shape)
+    own.build(x.shape)
+    own.kernel.assign(np.broadcast_to(ops.convert_to_numpy(full.kernel.value), own.kernel.shape))
+    np.testing.assert_allclose(
+        ops.convert_to_numpy(full(x)), ops.convert_to_numpy(own(x)), rtol=1e-4, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_initial_kernels_have_the_bound_of_a_single_kernel(scheme):
+    layer = GraphConv(40, scheme)
+    layer.build((None, 16, 60))
+    bound = np.sqrt(6 / (60 + 40))
+    peak = np.abs(ops.convert_to_numpy(layer.kernel.value)).reshape(-1, 60 * 40).max(axis=1)
+    assert (peak <= bound).all()
+    assert (peak > 0.99 * bound).all()
+
+
+def test_kernels_of_a_layer_start_different():
+    layer = GraphConv(4, "pre_agg", kernel_initializer=keras.initializers.HeNormal(seed=1))
+    layer.build((None, 16, 4))
+    kernels = ops.convert_to_numpy(layer.kernel.value).reshape(16, -1)
+    assert len(np.unique(kernels.round(6), axis=0)) == 16
+
+
+def test_an_initializer_with_axes_of_its_own_is_left_alone():
+    given = keras.initializers.GlorotUniform(seed=1, input_axes=(0, 1, 2), output_axes=(3,))
+    layer = GraphConv(4, "pre_agg", kernel_initializer=given)
+    layer.build((None, 16, 4))
+    np.testing.assert_array_equal(
+        ops.convert_to_numpy(layer.kernel.value), ops.convert_to_numpy(given((1, 16, 4, 4)))
+    )
+
+
+def test_learned_affinity_starts_as_a_plain_mean(rng):
+    layer = GraphConv(3, "full_sharing", affinity="learned", use_bias=False)
+    x = rng.normal(size=(2, 16, 4)).astype("float32")
+    y = ops.convert_to_numpy(layer(x))
+    near = oracle_graph(h36m_16)
+    kernel = ops.convert_to_numpy(layer.kernel.value)[0]
+    for i in (0, 8, 15):
+        expected = x[:, sorted(near[i])].mean(axis=1) @ kernel
+        np.testing.assert_allclose(y[:, i], expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("scheme", [*SCHEMES, OWN], ids=str)
+def test_keras_layer_test_of_graph_conv(scheme):
+    run_layer_test(
+        GraphConv,
+        init_kwargs={"units": 3, "scheme": scheme if scheme is not OWN else OWN.get_config()},
+        input_shape=(2, 16, 4),
+        expected_output_shape=(2, 16, 3),
+        expected_num_trainable_weights=2,
+        expected_num_non_trainable_weights=0,
+        supports_masking=False,
+    )
+
+
+@pytest.mark.parametrize("settings", [{"joints_axis": 0}, {"affinity": "learned"}], ids=str)
+def test_keras_layer_test_of_graph_conv_options(settings):
+    run_layer_test(
+        GraphConv,
+        init_kwargs={
+            "units": 3, "scheme": "conv_style", "activation": "relu", "use_bias": False,
+            "kernel_regularizer": "l2", "skeleton": SKELETONS[1].get_config(), **settings,
+        },
+        input_shape=(7, 7, 4),
+        expected_output_shape=(7, 7, 3),
+        expected_num_trainable_weights=1 + ("affinity" in settings),
+        expected_num_non_trainable_weights=0,
+        expected_num_losses=1,
+        supports_masking=False,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("joints_axis", [0, 1])
+def test_keras_layer_test_of_graph_non_local(joints_axis):
+    run_layer_test(
+        GraphNonLocal,
+        init_kwargs={"joints_axis": joints_axis},
+        input_shape=(16, 16, 6),
+        expected_output_shape=(16, 16, 6),
+        expected_num_trainable_weights=11,
+        expected_num_non_trainable_weights=2,
+        supports_masking=False,
+    )
+
+
+def test_keras_layer_test_of_the_turn():
+    run_layer_test(
+        SwapBatchAndJoints,
+        init_kwargs={},
+        input_shape=(2, 16, 3),
+        expected_output_shape=(16, 2, 3),
+        expected_num_trainable_weights=0,
+        expected_num_non_trainable_weights=0,
+        supports_masking=False,
+        run_training_check=False,  # the batch is no longer the leading axis
+    )
+
+
+@pytest.mark.parametrize("skeleton", ["h36m_16", "h36m_17", SKELETONS[1]], ids=str)
+@pytest.mark.parametrize("channels", [6, 7])
+def test_non_local_equals_the_oracle(skeleton, channels, rng):
+    layer = GraphNonLocal(skeleton, dtype=DTYPE)
+    joints = layer.skeleton.num_joints
+    x = rng.normal(size=(2, joints, channels))
+    layer.build(x.shape)
+    set_random_weights(layer, rng)
+    layer.normalization.moving_variance.assign(rng.uniform(0.5, 2, channels))
+    maps = {
+        name: [ops.convert_to_numpy(w.value) for w in getattr(layer, name).weights]
+        for name in ("theta", "phi", "g", "output_map", "normalization")
+    }
+    scale, offset, mean, variance = maps["normalization"]
+    expected = reference.non_local(
+        x, maps["theta"], maps["phi"], maps["g"],
+        ops.convert_to_numpy(layer.pair_kernel.value).reshape(-1), maps["output_map"],
+        scale, offset, layer.skeleton.pooling_groups, mean, variance, layer.epsilon,
+    )  # fmt: skip
+    y = ops.convert_to_numpy(layer(x.astype(DTYPE), training=False))
+    np.testing.assert_allclose(y, expected, rtol=1e-3, atol=1e-3 if DTYPE == "float32" else 1e-9)
+
+
+def test_a_new_non_local_block_changes_nothing(rng):
+    x = rng.normal(size=(2, 16, 6)).astype("float32")
+    np.testing.assert_array_equal(ops.convert_to_numpy(GraphNonLocal()(x)), x)
+
+
+@pytest.mark.parametrize(
+    ("policy", "affinity"), [("mixed_float16", "fixed"), ("mixed_bfloat16", "learned")]
+)
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_mixed_precision(scheme, affinity, policy, rng):
+    full = GraphConv(8, scheme, affinity=affinity)
+    mixed = GraphConv(8, scheme, affinity=affinity, dtype=policy)
+    x = rng.normal(size=(4, 16, 8)).astype("float32")
+    full.build(x.shape)
+    mixed.build(x.shape)
+    mixed.set_weights(full.get_weights())
+    y = mixed(x)
+    assert keras.backend.standardize_dtype(y.dtype) == policy.removeprefix("mixed_")
+    assert mixed.kernel.dtype == "float32"
+    np.testing.assert_allclose(
+        ops.convert_to_numpy(ops.cast(y, "float32")), ops.convert_to_numpy(full(x)), atol=0.05
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "argument"),
+    [
+        ({"units": 0}, "units"),
+        ({"units": 2.5}, "units"),
+        ({"scheme": "gcn"}, "scheme"),
+        ({"skeleton": "coco"}, "skeleton"),
+        ({"affinity": "soft"}, "affinity"),
+        ({"joints_axis": 2}, "joints_axis"),
+        ({"joints_axis": True}, "joints_axis"),
+    ],
+)
+def test_refuses_bad_arguments(arguments, argument):
+    with pytest.raises(InputError, match=rf"`{argument}` must.*Received: {argument}="):
+        GraphConv(**{"units": 4, "scheme": "pre_agg", **arguments})
+
+
+@pytest.mark.parametrize("shape", [(2, 17, 4), (16, 2, 4), (2, 16), (2, 16, 4, 1)])
+@pytest.mark.parametrize("layer", [GraphConv(4, "pre_agg"), GraphNonLocal()], ids=["conv", "nl"])
+def test_refuses_inputs_with_other_joints(layer, shape):
+    with pytest.raises(InputError, match=r"`inputs` must have the shape.*16 joints.*Received: "):
+        layer.build(shape)
+
+
+def test_non_local_refuses_a_single_channel():
+    with pytest.raises(InputError, match="at least 2 channels"):
+        GraphNonLocal().build((2, 16, 1))

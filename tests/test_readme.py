@@ -1,0 +1,37 @@
+"""The README's examples run, and its tables are those of the code and the results."""
+
+import re
+from pathlib import Path
+
+import cli
+import update_readme
+
+README = Path(__file__).parent.parent / "README.md"
+
+
+def test_every_python_example_runs(tmp_path, monkeypatch):
+    examples = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
+    assert len(examples) >= 4
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    for example in examples:
+        exec(compile(example, "README.md", "exec"), names)
+    assert (tmp_path / "runs" / "readme" / "model.keras").exists()
+    assert names["model"].input_shape == (None, 4, 2)
+
+
+def test_tables_are_up_to_date():
+    assert cli.run(update_readme.main, ["--check"]) == 0
+
+
+def test_check_notices_an_old_table(monkeypatch, capsys):
+    monkeypatch.setitem(update_readme.BLOCKS, "schemes", lambda: "| another |")
+    assert cli.run(update_readme.main, ["--check"]) == 2
+    assert "must be up to date" in capsys.readouterr().err
+
+
+def test_commands_named_in_the_readme_exist():
+    scripts = re.findall(r"python (scripts/\w+\.py)", README.read_text())
+    assert len(scripts) >= 4
+    for script in scripts:
+        assert (README.parent / script).is_file()

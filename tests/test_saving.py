@@ -1,0 +1,115 @@
+import json
+import zipfile
+
+import keras
+import numpy as np
+import pytest
+from testing import BACKENDS, run_python
+
+from keras_wsgcn import InputError, Scheme, Skeleton, build_model, load_model, save_model
+from keras_wsgcn.saving import read_metadata
+
+PREDICT_ELSEWHERE = """
+import sys, numpy as np, keras, keras_wsgcn
+x = np.load(sys.argv[1])
+ours = keras_wsgcn.load_model(sys.argv[2])
+plain = keras.saving.load_model(sys.argv[2])
+np.savez(sys.argv[3], ours=ours.predict(x, verbose=0), plain=plain.predict(x, verbose=0))
+plain.fit(x, np.zeros((5, 16, 3)), verbose=0)
+assert int(plain.optimizer.iterations) == 3
+"""
+
+
+@pytest.fixture
+def model(rng):
+    model = build_model(
+        "conv_style", budget=20_000, non_local=True, affinity="learned", dropout=0.1
+    )
+    for weight in model.weights:
+        if "moving_variance" not in weight.path:
+            weight.assign(rng.normal(size=weight.shape) * 0.2)
+    return model
+
+
+@pytest.mark.parametrize("reader", BACKENDS)
+def test_a_file_predicts_the_same_on_every_backend(reader, model, rng, tmp_path):
+    """One row of the nine pairs: this process saves, each backend reads, and trains on."""
+    x = rng.uniform(-1, 1, (5, 16, 2)).astype("float32")
+    np.save(tmp_path / "x.npy", x)
+    model.compile(keras.optimizers.Adam(global_clipnorm=1.0), "mse")
+    model.fit(x, np.zeros((5, 16, 3)), epochs=2, verbose=0)
+    save_model(model, tmp_path / "m.keras")
+    expected = model.predict(x, verbose=0)
+    arguments = [str(tmp_path / name) for name in ("x.npy", "m.keras", "y.npz")]
+    run_python(PREDICT_ELSEWHERE, *arguments, backend=reader)
+    with np.load(tmp_path / "y.npz") as got:
+        np.testing.assert_allclose(got["ours"], expected, atol=1e-5)
+        np.testing.assert_allclose(got["plain"], expected, atol=1e-5)
+
+
+def test_metadata_travels_inside(model, tmp_path):
+    save_model(model, tmp_path / "m.keras", training={"epochs": 3})
+    metadata = read_metadata(tmp_path / "m.keras")
+    assert metadata["scheme"] == "conv_style"
+    assert metadata["skeleton"] == "h36m_16"
+    assert metadata["budget"] == 20_000
+    assert metadata["channels"] == model.get_layer("input_conv").units
+    assert metadata["training"] == {"epochs": 3}
+    assert "width" in metadata["normalisation"]["pose2d"]
+    assert load_model(tmp_path / "m.keras").metadata == metadata
+
+
+def test_metadata_survives_a_second_save(model, tmp_path):
+    save_model(model, tmp_path / "a.keras", training={"epochs": 3})
+    save_model(load_model(tmp_path / "a.keras"), tmp_path / "b.keras")
+    assert read_metadata(tmp_path / "b.keras") == read_metadata(tmp_path / "a.keras")
+
+
+def test_own_scheme_and_skeleton_travel_as_records(tmp_path):
+    skeleton = Skeleton("arm", ("shoulder", "elbow", "wrist"), (-1, 0, 1))
+    scheme = Scheme("own", split="depth", per="target")
+    save_model(build_model(scheme, channels=4, skeleton=skeleton), tmp_path / "m.keras")
+    loaded = load_model(tmp_path / "m.keras")
+    assert loaded.get_layer("input_conv").skeleton == skeleton
+    assert loaded.get_layer("input_conv").scheme == scheme
+    assert loaded.metadata["skeleton"]["joint_names"] == ["shoulder", "elbow", "wrist"]
+
+
+def test_a_failed_save_leaves_the_old_file(model, tmp_path, monkeypatch):
+    path = tmp_path / "m.keras"
+    save_model(model, path)
+    before = path.read_bytes()
+
+    def full(self, *args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(zipfile.ZipFile, "writestr", full)
+    with pytest.raises(OSError, match="No space left"):
+        save_model(model, path)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("name", ["m.h5", "m.zip", "m"])
+def test_refuses_other_suffixes(model, tmp_path, name):
+    for call in (lambda: save_model(model, tmp_path / name), lambda: load_model(tmp_path / name)):
+        with pytest.raises(InputError, match=r"`path` must end in `.keras`.*Received: path="):
+            call()
+    assert not list(tmp_path.iterdir())
+
+
+def test_refuses_files_of_others(tmp_path):
+    keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)]).save(tmp_path / "other.keras")
+    (tmp_path / "noise.keras").write_bytes(b"PK not a zip")
+    with zipfile.ZipFile(tmp_path / "list.keras", "w") as archive:
+        archive.writestr("keras_wsgcn.json", json.dumps([1, 2]))
+    for name in ("other", "noise", "list", "missing"):
+        with pytest.raises(InputError, match=r"`path` must .*Received: path="):
+            load_model(tmp_path / f"{name}.keras")
+
+
+def test_refuses_to_save_what_is_no_lifting_model(tmp_path):
+    other = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    with pytest.raises(InputError, match="`model` must hold"):
+        save_model(other, tmp_path / "m.keras")
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,138 @@
+"""The commands as a user runs them, from training to pictures."""
+
+import json
+
+import benchmark
+import cli
+import evaluate as evaluate_command
+import pandas as pd
+import pytest
+import train as train_command
+
+from keras_wsgcn.recipes import RECIPES, TrainConfig
+
+SMALL = [
+    "--data", "generated", "--stride", "60", "--scheme", "post_agg", "--channels", "4",
+    "--blocks", "1", "--epochs", "2", "--name", "small",
+]  # fmt: skip
+PNG = b"\x89PNG\r\n"
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    assert cli.run(train_command.main, [*SMALL, "--runs", str(folder), "--pictures"]) == 0
+    return folder
+
+
+def test_train_writes_a_run_with_its_recipe_changed(runs):
+    record = json.loads((runs / "small" / "config.json").read_text())
+    config = TrainConfig.from_config(record["config"])
+    assert (config.scheme, config.channels, config.epochs) == ("post_agg", 4, 2)
+    assert config.learning_rate == RECIPES["cmu"].learning_rate
+    assert record["data"] | {"train_poses": 0} == {
+        "name": "generated", "train_poses": 0, "source": "generated", "stride": 60, "noise_px": 0.0,
+    }  # fmt: skip
+    assert (runs / "small" / "training.png").read_bytes().startswith(PNG)
+
+
+def test_train_goes_on_where_it_was(runs, capsys):
+    assert cli.run(train_command.main, [*SMALL, "--runs", str(runs)]) == 0
+    out = capsys.readouterr().out
+    assert "epoch   " not in out
+    assert "best epoch" in out
+
+
+def test_evaluate_prints_and_writes_both_protocols(runs, capsys):
+    assert cli.run(evaluate_command.main, [str(runs / "small"), "--pictures"]) == 0
+    out = capsys.readouterr().out
+    for words in ("validation: ", "test: ", "Walking", "p_mpjpe_mm", "average", "pictures in"):
+        assert words in out
+    table = pd.read_csv(runs / "small" / "metrics.csv")
+    test = table[table["split"] == "test"]
+    assert set(test["by"]) == {"action", "subject", "all"}
+    actions = test[test["by"] == "action"].set_index("group")
+    mean = actions.drop("average")["mpjpe_mm"].mean()
+    assert actions.loc["average", "mpjpe_mm"] == pytest.approx(mean)
+    numbers = test[test["by"] == "all"].set_index("group")["value"]
+    assert numbers["action_mean_mpjpe_mm"] == pytest.approx(mean)
+    assert (runs / "small" / "poses.png").read_bytes().startswith(PNG)
+
+
+def test_tensorboard_on_request(runs):
+    tensorboard = ["--runs", str(runs), "--name", "tb", "--epochs", "1", "--tensorboard"]
+    assert cli.run(train_command.main, [*SMALL, *tensorboard]) == 0
+    assert list((runs / "tb" / "tensorboard").rglob("events.out*"))
+
+
+def test_own_archive_with_subjects_of_its_own(runs, tmp_path):
+    from keras_wsgcn.data.archive import save_archive
+    from keras_wsgcn.data.motions import generate_motions
+
+    save_archive(tmp_path / "mine.npz", generate_motions(subjects=3, takes=1, seconds=4.0))
+    data = ["--data", str(tmp_path / "mine.npz"), "--validation", "2", "--test", "3"]
+    arguments = [*SMALL, "--runs", str(runs), "--name", "mine", "--stride", "5", *data]
+    assert cli.run(train_command.main, arguments) == 0
+    assert cli.run(evaluate_command.main, [str(runs / "mine")]) == 0
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments", "words"),
+    [
+        (train_command, ["--data", "h36m"], "`data` must be one of"),
+        (train_command, ["--scheme", "gcn"], "`scheme` must be one of"),
+        (train_command, ["--budget", "10"], "`budget` must be at least"),
+        (train_command, ["--budget", "1e6", "--channels", "3"], "`budget` and `channels`"),
+        (train_command, ["--learning-rate", "-1"], "`learning_rate` must be"),
+        (train_command, ["--stride", "0"], "`stride` must be"),
+        (evaluate_command, ["runs/none"], "`run` must be the folder of a run"),
+    ],
+)
+def test_wrong_input_is_one_clear_line(command, arguments, words, tmp_path, capsys):
+    runs = ["--runs", str(tmp_path)] if command is train_command else []
+    assert cli.run(command.main, [*arguments, *runs]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert words in error
+    assert error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("arguments", [["--epochs", "many"], ["--recipe", "x"], ["--epoch-count"]])
+def test_options_that_are_none(arguments, capsys):
+    with pytest.raises(SystemExit) as caught:
+        train_command.main(arguments)
+    assert caught.value.code == 2
+
+
+@pytest.mark.parametrize("command", [train_command, evaluate_command, benchmark])
+def test_help(command, capsys):
+    with pytest.raises(SystemExit) as caught:
+        command.main(["--help"])
+    assert caught.value.code == 0
+    assert len(capsys.readouterr().out) > 300
+
+
+def test_every_setting_is_an_option_with_a_help_text():
+    described = cli._described_arguments(TrainConfig)
+    assert all(described[name] for name in TrainConfig.__dataclass_fields__)
+
+
+def test_none_and_booleans_can_be_given():
+    options = train_command.parse(["--clip-norm", "none", "--non-local", "--budget", "1e6"])
+    assert (options.clip_norm, options.non_local, options.budget) == (None, True, 1e6)
+    assert not hasattr(options, "dropout")
+
+
+def test_the_benchmark_times_a_step(tmp_path, capsys):
+    import keras
+
+    arguments = [
+        "--backends", keras.backend.backend(), "--schemes", "pre_agg", "--channels", "4",
+        "--batch-size", "8", "--repeats", "2", "--steps", "1", "--output", str(tmp_path / "b.csv"),
+    ]  # fmt: skip
+    assert cli.run(benchmark.main, arguments) == 0
+    row = pd.read_csv(tmp_path / "b.csv").iloc[0]
+    assert row["scheme"] == "pre_agg"
+    assert row["train_ms"] > 0
+    assert "pre_agg" in capsys.readouterr().out

@@ -1,0 +1,241 @@
+import dataclasses
+import json
+import math
+
+import keras
+import numpy as np
+import pandas as pd
+import pytest
+
+from keras_wsgcn import InputError, Scheme, load_model
+from keras_wsgcn.data.poses import Splits
+from keras_wsgcn.data.sources import load_splits
+from keras_wsgcn.recipes import RECIPES, TrainConfig
+from keras_wsgcn.saving import read_metadata
+from keras_wsgcn.training import (
+    DivergenceError,
+    predict,
+    subject_mean_mm,
+    train,
+)
+
+SMALL = TrainConfig(
+    scheme="pre_agg", channels=6, blocks=1, epochs=3, batch_size=64, dropout=0.2, learning_rate=5e-3
+)
+
+
+@pytest.fixture(scope="module")
+def data():
+    splits = load_splits("generated", stride=60)
+    rows = np.arange(0, len(splits.train), 3)
+    return Splits("small", splits.train.subset(rows), splits.validation, splits.test)
+
+
+def weights_of(path):
+    return load_model(path).get_weights()
+
+
+def assert_same_weights(first, second):
+    for a, b in zip(weights_of(first), weights_of(second), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.fixture(scope="module")
+def finished(data, tmp_path_factory):
+    return train(SMALL, data, tmp_path_factory.mktemp("run") / "a", verbose=False)
+
+
+def test_a_run_leaves_its_files(finished, data):
+    folder = finished.folder
+    assert {p.name for p in folder.iterdir()} == {
+        "config.json", "history.csv", "best.keras", "last.keras",
+    }  # fmt: skip
+    record = json.loads((folder / "config.json").read_text())
+    assert TrainConfig.from_config(record["config"]) == SMALL
+    assert record["data"]["name"] == "small"
+    assert record["environment"]["backend"] == keras.backend.backend()
+    history = pd.read_csv(folder / "history.csv")
+    assert history.columns.tolist() == [
+        "epoch", "loss", "mpjpe_mm", "val_mpjpe_mm", "learning_rate", "seconds",
+    ]  # fmt: skip
+    assert history["epoch"].tolist() == [1, 2, 3]
+    assert history["loss"].iloc[-1] < 0.5 * history["loss"].iloc[0]
+
+
+def test_the_best_model_is_the_one_of_the_lowest_validation_error(finished, data):
+    error = subject_mean_mm(data.validation, predict(finished.model, data.validation.pose2d))
+    assert error == pytest.approx(finished.history["val_mpjpe_mm"].min(), rel=1e-5)
+
+
+def test_validation_error_is_the_mean_over_subjects(finished, data):
+    poses = data.test  # two people
+    predicted = predict(finished.model, poses.pose2d)
+    distance = np.linalg.norm(predicted - poses.pose3d, axis=-1)
+    means = [distance[poses.subject == s].mean() for s in np.unique(poses.subject)]
+    assert subject_mean_mm(poses, predicted) == pytest.approx(1000 * np.mean(means), rel=1e-5)
+
+
+def test_same_seed_same_numbers(finished, data, tmp_path):
+    again = train(SMALL, data, tmp_path / "b", verbose=False)
+    assert_same_weights(finished.folder / "last.keras", tmp_path / "b" / "last.keras")
+    columns = ["loss", "mpjpe_mm", "val_mpjpe_mm", "learning_rate"]
+    pd.testing.assert_frame_equal(again.history[columns], finished.history[columns])
+
+
+def test_another_seed_other_numbers(finished, data, tmp_path):
+    other = train(dataclasses.replace(SMALL, seed=1, epochs=1), data, tmp_path / "c", verbose=False)
+    assert other.history["loss"][0] != finished.history["loss"][0]
+
+
+class StopAfter(keras.callbacks.Callback):
+    """Dies like a process that is killed between two epochs."""
+
+    def __init__(self, epoch):
+        super().__init__()
+        self.epoch = epoch
+
+    def on_epoch_end(self, epoch, logs=None):
+        if epoch == self.epoch:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("epoch", [0, 1])
+def test_a_resumed_run_ends_as_an_undisturbed_one(finished, data, tmp_path, epoch):
+    """Dropout and shuffling are on: both must continue where they were."""
+    folder = tmp_path / "d"
+    with pytest.raises(KeyboardInterrupt):
+        train(SMALL, data, folder, callbacks=[StopAfter(epoch)], verbose=False)
+    assert len(pd.read_csv(folder / "history.csv")) == epoch + 1
+    resumed = train(SMALL, data, folder, verbose=False)
+    assert_same_weights(finished.folder / "last.keras", folder / "last.keras")
+    assert_same_weights(finished.folder / "best.keras", folder / "best.keras")
+    assert resumed.history["loss"].tolist() == finished.history["loss"].tolist()
+
+
+def test_a_finished_run_returns_at_once(finished, data, capsys):
+    before = (finished.folder / "last.keras").stat().st_mtime_ns
+    again = train(SMALL, data, finished.folder)
+    assert (finished.folder / "last.keras").stat().st_mtime_ns == before
+    assert again.history["loss"].tolist() == finished.history["loss"].tolist()
+    assert capsys.readouterr().out == ""
+
+
+def test_a_folder_of_another_run_is_refused(finished, data):
+    with pytest.raises(InputError, match=r"`folder` must be new.*config\.seed"):
+        train(dataclasses.replace(SMALL, seed=5), data, finished.folder)
+
+
+def test_patience_stops_early(data, tmp_path):
+    # At such a rate the first epoch stays the best.
+    config = dataclasses.replace(
+        SMALL, epochs=9, patience=2, learning_rate=1e-9, schedule="constant"
+    )
+    history = train(config, data, tmp_path / "e", verbose=False).history
+    best = int(history["val_mpjpe_mm"].idxmin())
+    assert len(history) == best + 3 or len(history) == 9
+    assert len(history) < 9 or history["val_mpjpe_mm"].idxmin() > 6
+
+
+def test_callbacks_hear_of_every_epoch(data, tmp_path):
+    heard = []
+
+    class Listener(keras.callbacks.Callback):
+        def on_train_begin(self, logs=None):
+            heard.append("begin")
+
+        def on_epoch_end(self, epoch, logs=None):
+            heard.append((epoch, sorted(logs)))
+
+        def on_train_end(self, logs=None):
+            heard.append("end")
+
+    config = dataclasses.replace(SMALL, epochs=2)
+    train(config, data, tmp_path / "f", callbacks=[Listener()], verbose=False)
+    names = ["learning_rate", "loss", "mpjpe_mm", "seconds", "val_mpjpe_mm"]
+    assert heard == ["begin", (0, names), (1, names), "end"]
+
+
+def test_divergence_keeps_the_last_good_epoch(data, tmp_path):
+    config = dataclasses.replace(SMALL, learning_rate=1e30, schedule="constant", clip_norm=None)
+    with pytest.raises(DivergenceError, match="no longer finite in epoch"):
+        train(config, data, tmp_path / "g", verbose=False)
+    assert not (tmp_path / "g" / "history.csv").exists()
+
+
+def test_the_learning_rate_follows_its_schedule():
+    def rates(config, steps):
+        schedule = config.learning_rates(steps_per_epoch=10)
+        return [float(schedule(step)) for step in steps]
+
+    cosine = TrainConfig(epochs=4, learning_rate=2.0, schedule="cosine")
+    expected = [1 + math.cos(math.pi * t) for t in (0, 0.25, 0.5, 1)]
+    np.testing.assert_allclose(rates(cosine, (0, 10, 20, 40)), expected, atol=1e-6)
+    ablation = RECIPES["ablation"]
+    got = rates(ablation, (0, 99_999, 100_000, 200_000))
+    np.testing.assert_allclose(got, [1e-3, 1e-3, 0.96e-3, 0.96**2 * 1e-3], rtol=1e-6)
+    benchmark = rates(RECIPES["benchmark"], (0, 39, 40, 80))
+    np.testing.assert_allclose(benchmark, [1e-4, 1e-4, 0.95e-4, 0.95**2 * 1e-4], rtol=1e-6)
+
+
+def test_recipes_are_those_of_the_paper_and_the_benchmark():
+    ablation, benchmark, cmu = (RECIPES[name] for name in ("ablation", "benchmark", "cmu"))
+    assert (ablation.batch_size, ablation.epochs, ablation.dropout) == (64, 50, 0.0)
+    assert (benchmark.batch_size, benchmark.epochs, benchmark.dropout) == (256, 30, 0.2)
+    assert benchmark.non_local
+    assert not ablation.non_local
+    assert (cmu.batch_size, cmu.learning_rate, cmu.schedule) == (256, 2e-3, "cosine")
+    assert {recipe.clip_norm for recipe in RECIPES.values()} == {1.0}
+
+
+def test_config_round_trip_through_json():
+    config = TrainConfig(scheme=Scheme("own", split="depth", per="source"), budget=1e5, patience=3)
+    assert TrainConfig.from_config(json.loads(json.dumps(config.get_config()))) == config
+
+
+@pytest.mark.parametrize(
+    ("changes", "argument"),
+    [
+        ({"epochs": 0}, "epochs"),
+        ({"batch_size": 1.5}, "batch_size"),
+        ({"learning_rate": 0}, "learning_rate"),
+        ({"learning_rate": "fast"}, "learning_rate"),
+        ({"schedule": "linear"}, "schedule"),
+        ({"schedule": "step"}, "decay_steps"),
+        ({"schedule": "step", "decay_steps": 1, "decay_epochs": 1}, "decay_steps"),
+        ({"clip_norm": 0}, "clip_norm"),
+        ({"weight_decay": -1}, "weight_decay"),
+        ({"patience": 0}, "patience"),
+        ({"seed": -1}, "seed"),
+        ({"scheme": "none"}, "scheme"),
+    ],
+)
+def test_refuses_bad_settings(changes, argument):
+    with pytest.raises(InputError, match=rf"`{argument}`.*Received: "):
+        TrainConfig(**changes)
+
+
+def test_refuses_unknown_keys_with_the_valid_ones():
+    with pytest.raises(InputError, match=r"keys among .*batch_size.*Received: \['batchsize'\]"):
+        TrainConfig.from_config({"batchsize": 3})
+
+
+def test_refuses_data_that_does_not_fit(data, tmp_path):
+    with pytest.raises(InputError, match="skeleton 'h36m_17'"):
+        train(dataclasses.replace(SMALL, skeleton="h36m_17"), data, tmp_path / "h")
+    with pytest.raises(InputError, match="`batch_size` must not exceed"):
+        train(dataclasses.replace(SMALL, batch_size=10**6), data, tmp_path / "h")
+    assert not (tmp_path / "h").exists()
+
+
+def test_the_state_file_says_how_far_it_is(finished):
+    training = read_metadata(finished.folder / "last.keras")["training"]
+    assert len(training["history"]) == 3
+    assert training["config"]["channels"] == 6
+
+
+def test_training_needs_no_keras_random_state(finished, data, tmp_path):
+    """What ran before in the process does not change a run."""
+    np.random.default_rng().normal(size=3)
+    keras.utils.set_random_seed(99)
+    train(dataclasses.replace(SMALL, epochs=3), data, tmp_path / "i", verbose=False)
+    assert_same_weights(finished.folder / "last.keras", tmp_path / "i" / "last.keras")

@@ -1,0 +1,73 @@
+"""What tests need of Keras's insides, and of each backend; nothing else imports `keras.src`."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+from keras import ops
+from keras.src import testing as keras_testing
+
+BACKENDS = ("tensorflow", "jax", "torch")
+ROOT = Path(__file__).parent.parent
+
+
+def run_layer_test(layer_class, **arguments) -> None:
+    """Keras's own check of a layer: config, saving, dtypes, symbolic and eager calls, training."""
+    keras_testing.TestCase().run_layer_test(layer_class, **arguments)
+
+
+def value_and_gradients(layer, x: np.ndarray, upstream: np.ndarray):
+    """Output of a built layer, and the gradients of `sum(output * upstream)`.
+
+    Returns:
+        The output, the gradient for `x`, and a dict of the gradients by weight name.
+    """
+    names = [weight.name for weight in layer.trainable_weights]
+    backend = keras.backend.backend()
+    if backend == "jax":
+        import jax
+
+        values = [weight.value for weight in layer.trainable_weights]
+        frozen = [weight.value for weight in layer.non_trainable_variables]
+
+        def loss(values, x):
+            y, _ = layer.stateless_call(values, frozen, x)
+            return (y * upstream).sum(), y
+
+        (_, y), (by_weight, by_x) = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(
+            values, x
+        )
+    elif backend == "tensorflow":
+        import tensorflow as tf
+
+        x = tf.constant(x)
+        weights = [weight.value for weight in layer.trainable_weights]
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = layer(x)
+            loss = tf.reduce_sum(y * upstream)
+        by_x, *by_weight = tape.gradient(loss, [x, *weights])
+    else:
+        import torch
+
+        x = torch.tensor(x, requires_grad=True)
+        y = layer(x)
+        weights = [weight.value for weight in layer.trainable_weights]
+        loss = (y * torch.tensor(upstream)).sum()
+        by_x, *by_weight = torch.autograd.grad(loss, [x, *weights])
+    numpy = {name: ops.convert_to_numpy(g) for name, g in zip(names, by_weight, strict=True)}
+    return ops.convert_to_numpy(y), ops.convert_to_numpy(by_x), numpy
+
+
+def run_python(code: str, *arguments: str, backend: str) -> str:
+    """Runs Python code in a process of its own under a backend; returns what it printed."""
+    environment = {**os.environ, "KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3"}
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        env=environment, cwd=ROOT, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
