@@ -9,8 +9,8 @@ BACKENDS := tensorflow jax torch
 .PHONY: quickstart test lint format test-slow clean $(BACKENDS:%=test-%)
 
 quickstart: $(READY)
-	$(BIN)/python scripts/train.py --data generated --scheme pre_agg_decoupled --budget 1.05e6 \
-		--recipe quickstart --name quickstart
+	$(BIN)/python scripts/train.py --data generated --stride 3 --scheme pre_agg_decoupled \
+		--budget 1.05e6 --recipe quickstart --name quickstart
 	$(BIN)/python scripts/evaluate.py runs/quickstart --pictures
 
 test: $(BACKENDS:%=test-%)

@@ -13,7 +13,7 @@ from keras_wsgcn.schemes import Scheme
 from keras_wsgcn.skeletons import Skeleton
 
 PAPER_CHANNELS = 128
-DEFAULT_KERNEL_GAIN = 0.2
+DEFAULT_KERNEL_GAIN = 0.05
 
 
 def build_model(

@@ -162,7 +162,7 @@ RECIPES: dict[str, TrainConfig] = {
     # The CMU-24 benchmark; it is read at every third frame.
     "cmu": TrainConfig(batch_size=256, epochs=8, learning_rate=2e-3, schedule="cosine"),
     # A few minutes on two cores.
-    "quickstart": TrainConfig(batch_size=256, epochs=12, learning_rate=2e-3, schedule="cosine"),
+    "quickstart": TrainConfig(batch_size=256, epochs=6, learning_rate=2e-3, schedule="cosine"),
 }
 
 

@@ -59,7 +59,7 @@ def test_a_run_leaves_its_files(finished, data):
         "epoch", "loss", "mpjpe_mm", "val_mpjpe_mm", "learning_rate", "seconds",
     ]  # fmt: skip
     assert history["epoch"].tolist() == [1, 2, 3]
-    assert history["loss"].iloc[-1] < 0.5 * history["loss"].iloc[0]
+    assert history["loss"].iloc[-1] < 0.9 * history["loss"].iloc[0]
 
 
 def test_the_best_model_is_the_one_of_the_lowest_validation_error(finished, data):
