@@ -267,7 +267,8 @@ class GraphNonLocal(keras.layers.Layer):
         theta = ops.sum(self.theta(x) * by_target, axis=-1)
         phi = ops.sum(self._pool(self.phi(x)) * by_source, axis=-1)
         g = self._pool(self.g(x))
-        weights = ops.relu(theta[:, None] + phi[None, :]) / g.shape[0]
+        positions = len(self.skeleton.pooling_groups) or self.skeleton.num_joints
+        weights = ops.relu(theta[:, None] + phi[None, :]) / positions
         y = self.output_map(ops.einsum("ijb,jbc->ibc", weights, g))
         x = x + self.normalization(y, training=training)
         return x if self.joints_axis == 0 else ops.transpose(x, (1, 0, 2))

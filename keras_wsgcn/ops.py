@@ -50,7 +50,7 @@ def learned_mixing_matrix(contraction: Contraction, logits):
 def mix_joints(matrix, x):
     """`y_i = sum over j of matrix_ij * x_j`: `(rows, joints)`, `(joints, batch, channels)`."""
     channels = x.shape[-1]
-    flat = ops.reshape(x, (x.shape[0], -1))
+    flat = ops.reshape(x, (matrix.shape[1], -1))  # the axis of `x` itself may not be static
     return ops.reshape(ops.matmul(matrix, flat), (matrix.shape[0], -1, channels))
 
 
@@ -73,8 +73,10 @@ def graph_conv(x, kernel, mixing, contraction: Contraction):
         mixed = mix_joints(mixing, x)
         parts = [mixed[rows] for rows in contraction.part_slices]
     products = [
-        _multiply(part, part_kernel, *gather)
-        for part, part_kernel, gather in zip(parts, kernels, contraction.gathers, strict=True)
+        _multiply(part, part_kernel, len(rows), *gather)
+        for part, part_kernel, rows, gather in zip(
+            parts, kernels, contraction.products, contraction.gathers, strict=True
+        )
     ]
     if contraction.transform_first:
         return mix_joints(mixing, _concatenate(products))
@@ -83,13 +85,13 @@ def graph_conv(x, kernel, mixing, contraction: Contraction):
     return mix_joints(ops.convert_to_tensor(contraction.summing, x.dtype), _concatenate(products))
 
 
-def _multiply(x, kernel, joints: np.ndarray | None, kernels: np.ndarray | None):
-    """Products `(products, batch, out)` of `(joints, batch, in)` with the kernels of one part."""
+def _multiply(x, kernel, count: int, joints: np.ndarray | None, kernels: np.ndarray | None):
+    """Products `(count, batch, out)` of `(joints, batch, in)` with the kernels of one part."""
     if joints is not None:
         x = ops.take(x, joints, axis=0)
     if len(kernel.shape) == 2:  # one kernel for all joints: a single large product
         flat = ops.matmul(ops.reshape(x, (-1, x.shape[-1])), kernel)
-        return ops.reshape(flat, (x.shape[0], -1, kernel.shape[-1]))
+        return ops.reshape(flat, (count, -1, kernel.shape[-1]))
     if kernels is not None:
         kernel = ops.take(kernel, kernels, axis=0)
     return ops.matmul(x, kernel)
