@@ -8,6 +8,7 @@ from keras_wsgcn.evaluation import evaluate, headline, table_by
 from keras_wsgcn.layers import GraphConv, GraphNonLocal
 from keras_wsgcn.metrics import MPJPE, PMPJPE, auc, mpjpe, n_mpjpe, p_mpjpe, pck
 from keras_wsgcn.models import build_model
+from keras_wsgcn.pretrained import load_pretrained
 from keras_wsgcn.recipes import RECIPES, TrainConfig
 from keras_wsgcn.saving import load_model, save_model
 from keras_wsgcn.schemes import SCHEMES, Scheme
@@ -36,6 +37,7 @@ __all__ = [
     "evaluate",
     "headline",
     "load_model",
+    "load_pretrained",
     "load_splits",
     "mpjpe",
     "n_mpjpe",

@@ -1,6 +1,7 @@
 """Evaluating a lifter: the errors of every pose, and tables by action and by subject."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -10,6 +11,9 @@ from keras_wsgcn import metrics
 from keras_wsgcn.data.poses import PoseDataset
 from keras_wsgcn.errors import InputError, check_choice
 from keras_wsgcn.training import predict
+
+# Tables 5, 6 and 7 of the paper: Human3.6M by action.
+PAPER_TABLES = Path(__file__).with_name("paper_actions.csv")
 
 ERRORS = {
     "mpjpe_mm": metrics.mpjpe,
@@ -69,6 +73,30 @@ def table_by(errors: pd.DataFrame, by: str) -> pd.DataFrame:
     average["poses"] = len(errors)
     table.loc["average"] = average
     return table.astype({"poses": int})
+
+
+def paper_tables(errors: pd.DataFrame, keypoints: str) -> dict[str, pd.DataFrame]:
+    """The paper's tables of Human3.6M by action, its row beside ours.
+
+    Args:
+        errors: what `evaluate` returns for the test subjects.
+        keypoints: what the 2D poses are: `"gt"` (Table 7) or `"cpn"` (Tables 5 and 6).
+
+    Returns:
+        For each table, by its title, the rows `paper` and `ours` in millimetres; a column an
+        action and `Average`, which is NaN for us if an action is missing.
+    """
+    tables = pd.read_csv(PAPER_TABLES)
+    check_choice("keypoints", keypoints, sorted(set(tables["keypoints"])))
+    found = {}
+    for row in tables[tables["keypoints"] == keypoints].to_dict("records"):
+        number, _, error = row.pop("table"), row.pop("keypoints"), row.pop("metric_mm")
+        paper = pd.Series(row, dtype=float)
+        ours = errors.groupby("action")[f"{error}_mm"].mean().reindex(paper.index.drop("Average"))
+        ours["Average"] = ours.mean(skipna=False)
+        title = f"Table {number}: {error.upper().replace('_', '-')}, mm, {keypoints} keypoints"
+        found[title] = pd.DataFrame({"paper": paper, "ours": ours}).T
+    return found
 
 
 def headline(errors: pd.DataFrame, seen_actions: Sequence[str] = ()) -> dict[str, float]:

@@ -19,7 +19,7 @@ _DPI = 120
 _MAX_EXAMPLES = 64  # rows of one picture; more are neither readable nor within the limits of PNG
 _MAX_TITLE = 40  # characters that fit above a pose
 # Told apart by the colour-blind, too (Okabe and Ito).
-_SIDE_COLOURS = {"left": "#0072b2", "right": "#d55e00", "centre": "#444444"}
+SIDE_COLOURS = {"left": "#0072b2", "right": "#d55e00", "centre": "#444444"}
 _SPLIT_COLOURS = {"training": "#0072b2", "validation": "#d55e00"}
 # The truth lies below, broad and pale; the prediction above, thin and strong.
 _TRUE_STYLE: dict[str, Any] = {"linewidth": 5.0, "alpha": 0.3, "solid_capstyle": "round"}
@@ -40,10 +40,10 @@ def plot_training_curves(history: pd.DataFrame, path: str | os.PathLike) -> None
             in `.png`.
         ImportError: if matplotlib is missing.
     """
-    path = _checked_path(path)
+    path = checked_path(path)
     curves = _curves(history)
     panels = [name for name in ("loss", "mpjpe_mm") if name in curves]
-    figure = _new_figure(5.2 * len(panels), 3.6)
+    figure = new_figure(5.2 * len(panels), 3.6)
     figure.set_layout_engine("constrained")
     for axes, name in zip(np.ravel(figure.subplots(1, len(panels))), panels, strict=True):
         _draw_curves(axes, curves["epoch"], curves[name])
@@ -52,7 +52,7 @@ def plot_training_curves(history: pd.DataFrame, path: str | os.PathLike) -> None
         if name == "loss" and all((values > 0).any() for values in curves[name].values()):
             axes.set_yscale("log")
         axes.legend(frameon=False)
-    _write(figure, path)
+    write(figure, path)
 
 
 def plot_poses(
@@ -83,7 +83,7 @@ def plot_poses(
             are no examples or more than 64, or `path` does not end in `.png`.
         ImportError: if matplotlib is missing.
     """
-    path = _checked_path(path)
+    path = checked_path(path)
     skeleton = skeletons.get(skeleton)
     y_true = _checked_poses(y_true, "y_true", skeleton, 3)
     y_pred = _checked_poses(y_pred, "y_pred", skeleton, 3)
@@ -104,7 +104,7 @@ def plot_poses(
         axes.set_title(text, fontsize=10, y=1.06, parse_math=False)
         _draw_side_view(figure.add_subplot(side_place), y_true[row], y_pred[row], skeleton)
     _add_pose_legend(figure)
-    _write(figure, path)
+    write(figure, path)
 
 
 # --- training curves ----------------------------------------------------------------------------
@@ -176,7 +176,7 @@ def _pose_grid(rows: int, columns: int) -> tuple[Any, Any]:
     matplotlib's own layouts count the empty corners of 3D axes, and clip the titles above.
     """
     width, height = 3.7 * columns, 3.8 * rows + 0.5
-    figure = _new_figure(width, height)
+    figure = new_figure(width, height)
     grid = figure.add_gridspec(
         rows,
         columns,
@@ -195,7 +195,23 @@ def _bone_colours(skeleton: Skeleton) -> list[str]:
     sides = dict.fromkeys(range(skeleton.num_joints), "centre")
     for left, right in skeleton.mirror_pairs or ():
         sides[int(left)], sides[int(right)] = "left", "right"
-    return [_SIDE_COLOURS[sides[child]] for _, child in skeleton.bones]
+    return [SIDE_COLOURS[sides[child]] for _, child in skeleton.bones]
+
+
+def bones_by_side(skeleton: Skeleton) -> dict[str, np.ndarray]:
+    """The bones of each side as (parent, child), `(bones, 2)`."""
+    coloured = list(zip(skeleton.bones, _bone_colours(skeleton), strict=True))
+    return {
+        side: np.array([bone for bone, c in coloured if c == colour], dtype=int).reshape(-1, 2)
+        for side, colour in SIDE_COLOURS.items()
+    }
+
+
+def bone_path(poses: np.ndarray, bones: np.ndarray) -> np.ndarray:
+    """Bones of many poses, `(poses, joints, d)`, as one line with gaps of NaN, `(points, d)`."""
+    ends = poses[:, bones]
+    gaps = np.full((*ends.shape[:2], 1, ends.shape[-1]), np.nan)
+    return np.concatenate([ends, gaps], axis=2).reshape(-1, poses.shape[-1])
 
 
 def _draw_bones(
@@ -208,7 +224,7 @@ def _draw_bones(
 def _draw_input(axes: Any, pose2d: np.ndarray, skeleton: Skeleton) -> None:
     _draw_bones(axes.plot, pose2d, skeleton, _PREDICTED_STYLE)
     axes.scatter(*pose2d.T, s=8, color="black", zorder=3)
-    low, high = _equal_limits(pose2d)
+    low, high = equal_limits(pose2d)
     axes.set(xlim=(low[0], high[0]), ylim=(high[1], low[1]), aspect="equal")  # y points down
     axes.set_title("2D input", fontsize=10)
     axes.set_xlabel("x", fontsize=8)
@@ -223,7 +239,7 @@ def _draw_oblique_view(
     true, predicted = (pose[:, [0, 2, 1]] * (1, 1, -1) for pose in (true, predicted))  # z up
     _draw_bones(axes.plot, true, skeleton, _TRUE_STYLE)
     _draw_bones(axes.plot, predicted, skeleton, _PREDICTED_STYLE)
-    low, high = _equal_limits(true, predicted)
+    low, high = equal_limits(true, predicted)
     axes.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), zlim=(low[2], high[2]))
     axes.set_box_aspect((1, 1, 1), zoom=1.3)
     axes.view_init(elev=15, azim=-65)
@@ -236,7 +252,7 @@ def _draw_side_view(axes: Any, true: np.ndarray, predicted: np.ndarray, skeleton
     true, predicted = true[:, [2, 1]], predicted[:, [2, 1]]
     _draw_bones(axes.plot, true, skeleton, _TRUE_STYLE)
     _draw_bones(axes.plot, predicted, skeleton, _PREDICTED_STYLE)
-    low, high = _equal_limits(true, predicted)
+    low, high = equal_limits(true, predicted)
     axes.set(xlim=(low[0], high[0]), ylim=(high[1], low[1]), aspect="equal")  # y points down
     axes.set_title("from the side", fontsize=10)
     axes.set_xlabel("z in m, away from the camera", fontsize=8)
@@ -245,7 +261,7 @@ def _draw_side_view(axes: Any, true: np.ndarray, predicted: np.ndarray, skeleton
     axes.grid(alpha=0.3)
 
 
-def _equal_limits(*poses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def equal_limits(*poses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Lower and upper limits of a square or cube that holds all joints, with a margin."""
     joints = np.concatenate(poses)
     low, high = joints.min(axis=0), joints.max(axis=0)
@@ -253,10 +269,21 @@ def _equal_limits(*poses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return (low + high) / 2 - half, (low + high) / 2 + half
 
 
+def _side_handles() -> list[Any]:
+    from matplotlib.lines import Line2D
+
+    return [Line2D([], [], color=c, linewidth=2, label=s) for s, c in SIDE_COLOURS.items()]
+
+
+def add_side_legend(figure: Any, bottom: float) -> None:
+    place = {"loc": "lower center", "bbox_to_anchor": (0.5, bottom)}
+    figure.legend(handles=_side_handles(), ncols=3, frameon=False, fontsize=8, **place)
+
+
 def _add_pose_legend(figure: Any) -> None:
     from matplotlib.lines import Line2D
 
-    handles = [Line2D([], [], color=c, linewidth=2, label=s) for s, c in _SIDE_COLOURS.items()]
+    handles = _side_handles()
     handles.append(Line2D([], [], color="black", label="true", **_TRUE_STYLE))
     handles.append(Line2D([], [], color="black", label="predicted", **_PREDICTED_STYLE))
     figure.legend(
@@ -298,30 +325,35 @@ def _checked_titles(titles: Iterable[str] | None, examples: int) -> list[str]:
             f"`titles` must hold one string for each of the {examples} examples. "
             f"Received: titles={titles!r}"
         )
-    return [text if len(text) <= _MAX_TITLE else f"{text[: _MAX_TITLE - 1]}…" for text in texts]
+    return [shortened(text, _MAX_TITLE) for text in texts]
+
+
+def shortened(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 # --- files --------------------------------------------------------------------------------------
 
 
-def _checked_path(path: str | os.PathLike) -> Path:
-    if not isinstance(path, str | os.PathLike) or Path(path).suffix.lower() != ".png":
-        raise InputError(f"`path` must name a file that ends in `.png`. Received: path={path!r}")
+def checked_path(path: str | os.PathLike, suffixes: tuple[str, ...] = (".png",)) -> Path:
+    if not isinstance(path, str | os.PathLike) or Path(path).suffix.lower() not in suffixes:
+        wanted = " or ".join(f"`{suffix}`" for suffix in suffixes)
+        raise InputError(f"`path` must name a file that ends in {wanted}. Received: path={path!r}")
     return Path(path)
 
 
-def _new_figure(width: float, height: float) -> Any:
+def new_figure(width: float, height: float, dpi: int = _DPI) -> Any:
     """A figure of its own, in inches: pyplot and its state stay out of it."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError("Pictures need matplotlib: pip install 'keras_wsgcn[plots]'") from error
-    figure = Figure(figsize=(width, height), dpi=_DPI)
+    figure = Figure(figsize=(width, height), dpi=dpi)
     FigureCanvasAgg(figure)
     return figure
 
 
-def _write(figure: Any, path: Path) -> None:
+def write(figure: Any, path: Path) -> None:
     with files.atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", metadata={"Software": None})

@@ -7,7 +7,7 @@ import re
 import sys
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from keras_wsgcn.errors import InputError
@@ -56,6 +56,13 @@ def _described_arguments(record: type) -> dict[str, str]:
     section = (inspect.getdoc(record) or "").split("Args:\n")[1].split("\n\n")[0]
     found = re.findall(r"^    (\w+): (.*(?:\n {8}.*)*)", section, flags=re.MULTILINE)
     return {name: re.sub(r"\s+", " ", text).replace("`", "") for name, text in found}
+
+
+def markdown(columns: Iterable, rows: Iterable[Iterable]) -> str:
+    """A table in Markdown."""
+    columns = list(columns)
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
 
 
 def run(command: Callable[[Sequence[str] | None], Any], argv: Sequence[str] | None = None) -> int:

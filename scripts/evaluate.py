@@ -16,7 +16,7 @@ from keras_wsgcn.data.cmu import SEEN_ACTIONS
 from keras_wsgcn.data.poses import PoseDataset, Splits
 from keras_wsgcn.data.sources import load_splits
 from keras_wsgcn.errors import InputError
-from keras_wsgcn.evaluation import evaluate, headline, table_by, worst_median_best
+from keras_wsgcn.evaluation import evaluate, headline, paper_tables, table_by, worst_median_best
 from keras_wsgcn.files import write_text
 from keras_wsgcn.saving import load_model
 from keras_wsgcn.skeletons import get as get_skeleton
@@ -65,12 +65,27 @@ def main(argv: Sequence[str] | None = None) -> None:
         tables.append(
             numbers.rename("value").rename_axis("group").reset_index().assign(split=split, by="all")
         )
+    tables += print_paper_tables(splits.name, errors)
     frame = pd.concat(tables, ignore_index=True)
     frame = frame[["split", "by", *[c for c in frame if c not in ("split", "by")]]]
     write_text(options.run / "metrics.csv", frame.to_csv(index=False))
     print(f"\n{record['config']['scheme']}: metrics in {options.run / 'metrics.csv'}")
     if options.pictures:
         draw(options.run, model, splits.test, errors)
+
+
+def print_paper_tables(name: str, errors: pd.DataFrame) -> list[pd.DataFrame]:
+    """Prints Tables 5 to 7 beside the test errors, where the data set is Human3.6M."""
+    data_set, _, keypoints = name.partition("-")
+    if data_set != "human36m":
+        return []
+    written = []
+    for title, table in paper_tables(errors, keypoints).items():
+        print(f"\n{title}")
+        print(table.T.to_string(float_format="{:.1f}".format))
+        rows = table.T.rename_axis("group").reset_index().melt("group", var_name="split")
+        written.append(rows.assign(by=title.split(":")[0]))
+    return written
 
 
 def draw(folder: Path, model, poses: PoseDataset, errors: pd.DataFrame) -> None:

@@ -1,6 +1,8 @@
 """Turns data in formats of others into motion archives, one subcommand for each format.
 
-Example: python scripts/prepare_data.py mocap recordings/ --output archive.npz --actions actions.csv
+Examples:
+    python scripts/prepare_data.py mocap recordings/ --output archive.npz --actions actions.csv
+    python scripts/prepare_data.py human36m --archives folder/ --detections cpn -o human36m.npz
 """
 
 import argparse
@@ -9,8 +11,9 @@ from collections.abc import Sequence
 
 from cli import run
 
-from keras_wsgcn.data import mocap_folders
-from keras_wsgcn.data.archive import save_archive
+from keras_wsgcn.data import human36m, mocap_folders
+from keras_wsgcn.data.archive import MotionArchive, save_archive
+from keras_wsgcn.errors import InputError
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -22,6 +25,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     commands = parser.add_subparsers(title="formats", required=True, metavar="FORMAT")
     _add_mocap(commands)
+    _add_human36m(commands)
     return parser
 
 
@@ -72,9 +76,56 @@ def _run_mocap(args: argparse.Namespace) -> None:
         min_frames=args.min_frames,
         report=print,
     )
-    save_archive(args.output, archive)
+    _save(args.output, archive)
+
+
+def _add_human36m(commands: argparse._SubParsersAction) -> None:
+    command = commands.add_parser(
+        "human36m",
+        help="Human3.6M: the archives of VideoPose3D, or the official CDF files",
+        description="Converts Human3.6M once into a motion archive with the 17 joints of h36m_17, "
+        "and the 2D poses of the four cameras where they are there. Archives are pickles; they are "
+        "read by a reader of our own, which refuses all but plain arrays and executes nothing.",
+    )
+    source = command.add_mutually_exclusive_group(required=True)
+    source.add_argument(
+        "--archives",
+        metavar="FOLDER",
+        help=f"where {human36m.POSITIONS_NAME} and {' or '.join(human36m.DETECTIONS.values())} are",
+    )
+    source.add_argument(
+        "--cdf",
+        metavar="FOLDER",
+        help="where S1, S5, ... are, each with MyPoseFeatures/D3_Positions_mono (or D3_Positions) "
+        "and D2_Positions",
+    )
+    command.add_argument(
+        "--detections",
+        choices=human36m.DETECTIONS,
+        help="2D poses to take from the archives: true ones or a detector's (default: gt)",
+    )
+    command.add_argument(
+        "-o", "--output", metavar="NPZ", required=True, help="the motion archive to be written"
+    )
+    command.set_defaults(run=_run_human36m)
+
+
+def _run_human36m(args: argparse.Namespace) -> None:
+    if args.cdf and args.detections == "cpn":
+        raise InputError(
+            "`--detections` must be gt, or left out, with --cdf. Received: --detections cpn"
+        )
+    if args.cdf:
+        archive = human36m.read_cdf(args.cdf, print)
+    else:
+        archive = human36m.read_archives(args.archives, args.detections or "gt", print)
+    _save(args.output, archive)
+
+
+def _save(output: str, archive: MotionArchive) -> None:
+    save_archive(output, archive)
     frames = sum(len(motion.positions) for motion in archive.motions)
-    print(f"{args.output}: {len(archive.motions)} sequences, {frames} frames")
+    print(f"{output}: {len(archive.motions)} sequences, {frames} frames")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from cli import add_options, run
 
+from keras_wsgcn.data.cmu import CAMERAS
 from keras_wsgcn.data.sources import SOURCES, load_splits
 from keras_wsgcn.recipes import RECIPES, TrainConfig
 from keras_wsgcn.training import train
@@ -27,6 +28,15 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--stride", type=int, default=1, help="take every n-th frame")
     parser.add_argument(
         "--noise-px", type=float, default=0.0, help="detector noise on the 2D input, in pixels"
+    )
+    parser.add_argument(
+        "--train-cameras", choices=CAMERAS, help="cameras of the training poses (cmu24 only)"
+    )
+    parser.add_argument(
+        "--mixed-trunks",
+        action="store_true",
+        default=None,
+        help="every second camera sees the trunk as detectors do (cmu24 only)",
     )
     parser.add_argument(
         "--validation", type=int, nargs="+", help="subjects of an archive to validate on"
@@ -53,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = dataclasses.replace(RECIPES[options.recipe], **changes)
     data = {
         name: getattr(options, name)
-        for name in ("stride", "noise_px", "validation", "test")
+        for name in ("stride", "noise_px", "train_cameras", "mixed_trunks", "validation", "test")
         if getattr(options, name) is not None
     }
     splits = load_splits(options.data, skeleton=config.skeleton, **data)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
-from cli import run
+from cli import markdown, run
 
 from keras_wsgcn.budget import count_flops, count_params, solve_channels
 from keras_wsgcn.errors import InputError
@@ -22,11 +22,6 @@ ROOT = Path(__file__).parent.parent
 BUDGETS = (4.2e6, 2.1e6, 1.05e6)
 RESULTS = ROOT / "studies" / "results" / "cmu24_recipe.csv"
 STEPS = ROOT / "studies" / "results" / "training_step.csv"
-
-
-def markdown(columns: Sequence[str], rows: Sequence[Sequence]) -> str:
-    lines = [columns, ["---"] * len(columns), *rows]
-    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
 
 
 def schemes_table() -> str:
@@ -81,7 +76,7 @@ def steps_table() -> str:
     return markdown(["scheme", "channels", *table.columns], rows)
 
 
-BLOCKS = {"schemes": schemes_table}
+BLOCKS = {"schemes": schemes_table, "results": results_table, "steps": steps_table}
 
 
 def updated(text: str) -> str:

@@ -12,11 +12,14 @@ PACKAGE = ROOT / "keras_wsgcn"
 PLAIN = ("errors", "files", "skeletons", "schemes", "budget")
 KERAS = ("ops", "layers", "models", "saving")
 DATA = (
-    "data.archive", "data.cameras", "data.poses", "data.activities", "data.bodies",
+    "data.cameras", "data.human36m_cameras", "data.views", "data.archive", "data.poses",
+    "data.activities", "data.bodies",
     "data.motions", "data.mocap_formats", "data.mocap",
-    "data.mocap_folders", "data.cmu", "data.sources",
+    "data.mocap_folders", "data.cmu", "data.human36m_pickles", "data.human36m_formats",
+    "data.human36m_cdf", "data.human36m", "data.sources",
+    "data.keypoints", "data.keypoint_tracks", "data.keypoint_files",
 )  # fmt: skip
-LAST = ("recipes", "training", "evaluation", "plots")
+LAST = ("recipes", "training", "evaluation", "plots", "inference", "animation")
 BACKENDS = {"tensorflow", "jax", "torch"}
 MAX_LINES = 420
 

@@ -112,7 +112,7 @@ def test_poses_have_a_row_each_and_all_sides(tmp_path):
     titles = ["Walking $1", "S9, Sitting Down 1, camera 2, and more than fits"]
     plot_poses(y_true, y_pred, tmp_path / "two.png", pose2d=pose2d, titles=titles)
     two = read_picture(tmp_path / "two.png")
-    assert all(shows(two, colour) for colour in plots._SIDE_COLOURS.values())
+    assert all(shows(two, colour) for colour in plots.SIDE_COLOURS.values())
     plot_poses(y_true[:1], y_pred[:1], tmp_path / "one.png")
     one = read_picture(tmp_path / "one.png")
     assert two.shape[0] > 1.7 * one.shape[0]
@@ -121,7 +121,7 @@ def test_poses_have_a_row_each_and_all_sides(tmp_path):
 
 def test_poses_stand_upright_with_their_right_on_the_left_of_the_picture(tmp_path, monkeypatch):
     figures = []
-    monkeypatch.setattr(plots, "_write", lambda figure, path: figures.append(figure))
+    monkeypatch.setattr(plots, "write", lambda figure, path: figures.append(figure))
     plot_poses(*some_examples(1)[:2], tmp_path / "pose.png", pose2d=some_examples(1)[2])
     head, ankle, left, right = 9, 3, 10, 13
     figures[0].canvas.draw()  # sets the projection
@@ -143,9 +143,9 @@ def test_colours_follow_the_outer_joint_of_a_bone():
     skeleton = skeletons.get("h36m_16")
     sides = dict(zip(skeleton.bones, plots._bone_colours(skeleton), strict=True))
     hip, spine = skeleton.index("l_hip"), skeleton.index("spine")
-    assert sides[(0, hip)] == plots._SIDE_COLOURS["left"]
-    assert sides[(8, skeleton.index("r_shoulder"))] == plots._SIDE_COLOURS["right"]
-    assert sides[(0, spine)] == plots._SIDE_COLOURS["centre"]
+    assert sides[(0, hip)] == plots.SIDE_COLOURS["left"]
+    assert sides[(8, skeleton.index("r_shoulder"))] == plots.SIDE_COLOURS["right"]
+    assert sides[(0, spine)] == plots.SIDE_COLOURS["centre"]
 
 
 def test_other_skeletons_and_extreme_poses_are_drawn(tmp_path):

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from keras_wsgcn import InputError
-from keras_wsgcn.data.archive import Motion, MotionArchive
+from keras_wsgcn.data.archive import Motion, MotionArchive, save_archive
 from keras_wsgcn.data.cameras import Camera
 from keras_wsgcn.data.cmu import four_cameras, load_cmu24
 from keras_wsgcn.data.motions import generate_motions
@@ -137,9 +137,12 @@ def test_observe_refuses_bad_arguments(archive):
         observe(MotionArchive(h36m_17, (out_of_sight,)), lambda motion: away)
 
 
-def test_load_splits_refuses_the_unknown(tmp_path):
+def test_load_splits_refuses_the_unknown(tmp_path, archive):
     with pytest.raises(InputError, match="`data` must be one of"):
         load_splits("h37m")
+    with pytest.raises(InputError, match="could not be opened"):
+        load_splits(tmp_path / "x.npz")
+    save_archive(tmp_path / "x.npz", archive)
     with pytest.raises(InputError, match="must name subjects"):
         load_splits(tmp_path / "x.npz")
     with pytest.raises(InputError, match="are fixed for"):

@@ -3,20 +3,22 @@
 What is read is checked before it is used: sizes before bytes, dtypes before arrays, never a pickle.
 """
 
+import dataclasses
 import io
 import math
 import os
 import re
 import zipfile
 import zlib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Container, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from keras_wsgcn import skeletons
+from keras_wsgcn.data.views import LIST_NAME, View, arrays_of, views_from
 from keras_wsgcn.errors import InputError
 from keras_wsgcn.files import atomic_path
 from keras_wsgcn.skeletons import Skeleton
@@ -103,13 +105,17 @@ class MotionArchive:
     Args:
         skeleton: the joints of every sequence.
         motions: the sequences, each key once, at least one.
+        views: where 2D poses are stored, what cameras saw of a sequence, by its key.
+        pose2d_source: where those 2D poses come from, such as `gt` or `cpn`.
 
     Raises:
-        InputError: if a sequence has other joints, or two have one key.
+        InputError: if a sequence or its views have other joints, or two have one key.
     """
 
     skeleton: Skeleton
     motions: tuple[Motion, ...]
+    views: Mapping[str, tuple[View, ...]] = dataclasses.field(default_factory=dict)
+    pose2d_source: str = ""
 
     def __post_init__(self):
         object.__setattr__(self, "skeleton", skeletons.get(self.skeleton))
@@ -132,6 +138,29 @@ class MotionArchive:
                     f"`motions` must have each key once. Received: {motion.key!r} twice"
                 )
             seen.add(motion.key)
+        self._check_views()
+
+    def _check_views(self) -> None:
+        shapes = {motion.key: motion.positions.shape[:2] for motion in self.motions}
+        for key, views in self.views.items():
+            found = [view.pose2d.shape[:2] for view in views]
+            if key not in shapes or any(shape != shapes[key] for shape in found):
+                raise InputError(
+                    "`views` must belong to the motions, with as many frames and joints: "
+                    f"{shapes.get(key, 'no such key')}. Received: views of {key!r} with {found}"
+                )
+            names = [view.camera.name for view in views]
+            if len(set(names)) < len(names):
+                raise InputError(
+                    f"`views` must have each camera once. Received: {names} for {key!r}"
+                )
+
+    def of_subjects(self, subjects: Container[int]) -> "MotionArchive":
+        """The sequences of some subjects, with their views."""
+        motions = tuple(motion for motion in self.motions if motion.subject in subjects)
+        keys = {motion.key for motion in motions}
+        views = {key: some for key, some in self.views.items() if key in keys}
+        return replace(self, motions=motions, views=views)
 
 
 def save_archive(path: str | os.PathLike, archive: MotionArchive) -> None:
@@ -156,6 +185,7 @@ def save_archive(path: str | os.PathLike, archive: MotionArchive) -> None:
         "parents": np.array(archive.skeleton.parents, "int32"),
         "units": np.array("metre"),
         "up_axis": np.array("z"),
+        **arrays_of(archive.views, archive.pose2d_source),
     }
     # An open file, because NumPy appends `.npz` to a name that lacks it.
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
@@ -165,7 +195,7 @@ def save_archive(path: str | os.PathLike, archive: MotionArchive) -> None:
 def load_archive(path: str | os.PathLike) -> MotionArchive:
     """Reads and checks an archive.
 
-    Arrays beside the ones of the motions, such as `pose2d/...`, are left alone.
+    Arrays beside the ones of the motions and their views are left alone.
 
     Args:
         path: a `.npz` file in the layout that `save_archive` writes.
@@ -259,7 +289,8 @@ def _archive_from(members: _Members) -> MotionArchive:
         skeleton = _skeleton_of(header)
         rows = zip(*(array.tolist() for array in meta.values()), strict=True)
         motions = [_motion_from(members, dict(zip(meta, row, strict=True))) for row in rows]
-        archive = MotionArchive(skeleton, tuple(motions))
+        views, source = views_from(members.array) if LIST_NAME in members.infos else ({}, "")
+        archive = MotionArchive(skeleton, tuple(motions), views, source)
     except _Refusal:
         raise
     except InputError as error:

@@ -7,14 +7,15 @@ EIA-0196217.
 import hashlib
 import math
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from keras_wsgcn.data.archive import Motion, MotionArchive, load_archive
 from keras_wsgcn.data.cameras import Camera
-from keras_wsgcn.data.poses import Splits, observe
-from keras_wsgcn.errors import InputError
+from keras_wsgcn.data.poses import PoseDataset, Splits, observe
+from keras_wsgcn.errors import InputError, check_choice
 
 DATA_VARIABLE = "KERAS_WSGCN_DATA"
 ARCHIVE_NAME = "cmu17_30fps.npz"
@@ -44,8 +45,7 @@ def four_cameras(motion: Motion, root: int = 0) -> list[Camera]:
     Returns:
         Four cameras.
     """
-    seed = int(hashlib.sha256(motion.key.encode()).hexdigest()[:8], 16)
-    yaw = np.random.default_rng(seed).uniform(0, 2 * math.pi)
+    yaw = _generator_of(motion).uniform(0, 2 * math.pi)
     x, y = np.median(motion.positions[:, root, :2].astype(np.float64), axis=0)
     return [
         Camera.look_at(
@@ -61,6 +61,70 @@ def four_cameras(motion: Motion, root: int = 0) -> list[Camera]:
         )
         for number, angle in enumerate(_ANGLES)
     ]
+
+
+def varied_cameras(motion: Motion, count: int = 8) -> list[Camera]:
+    """Cameras all around a sequence, to train a model that meets cameras it has not seen.
+
+    Each stands at a random angle, 3.5 to 7 m from the median root position and 0.5 to 2.5 m high,
+    looks at 0.7 to 1.1 m, and has a focal length of 900 to 1,500 px on 1000 x 1000; all of it
+    follows from the sequence's key.
+
+    Args:
+        motion: a sequence in metres, z up, root first.
+        count: how many cameras.
+
+    Returns:
+        The cameras.
+    """
+    rng = _generator_of(motion)
+    x, y = np.median(motion.positions[:, 0, :2].astype(np.float64), axis=0)
+    cameras = []
+    for number in range(count):
+        angle, distance = rng.uniform(0, 2 * math.pi), rng.uniform(3.5, 7.0)
+        place = (x + distance * math.cos(angle), y + distance * math.sin(angle))
+        cameras.append(
+            Camera.look_at(
+                (*place, rng.uniform(0.5, 2.5)),
+                (x, y, rng.uniform(0.7, 1.1)),
+                focal_length=rng.uniform(900, 1500),
+                image_size=_IMAGE_SIZE,
+                name=str(number),
+            )
+        )
+    return cameras
+
+
+def _generator_of(motion: Motion) -> np.random.Generator:
+    digest = hashlib.sha256(motion.key.encode()).hexdigest()
+    return np.random.default_rng(int(digest[:8], 16))
+
+
+# What a model can be trained on; it is validated and tested on the benchmark's four.
+CAMERAS = {"four": four_cameras, "varied": varied_cameras}
+
+
+def with_detector_trunk(poses: PoseDataset, rows: np.ndarray) -> PoseDataset:
+    """Puts the 2D trunk of some poses where the keypoints of detectors put it.
+
+    Detectors know neither thorax nor spine: converted keypoints have the thorax in the middle of
+    the shoulders and the spine between pelvis and thorax. In CMU's data the shoulders' middle is
+    some 6 cm above the thorax. A model that is to lift both must have seen both.
+
+    Args:
+        poses: poses on joints of Human3.6M.
+        rows: `(poses,)` booleans, which of them.
+
+    Returns:
+        The poses, their targets as they were.
+    """
+    joint = poses.skeleton.index
+    pose2d = poses.pose2d.copy()
+    shoulders = pose2d[rows][:, [joint("l_shoulder"), joint("r_shoulder")]]
+    pose2d[rows, joint("thorax")] = shoulders.mean(axis=1)
+    trunk = pose2d[rows][:, [joint("pelvis"), joint("thorax")]]
+    pose2d[rows, joint("spine")] = trunk.mean(axis=1)
+    return replace(poses, pose2d=pose2d)
 
 
 def find_archive(path: str | os.PathLike | None = None) -> Path:
@@ -81,12 +145,23 @@ def find_archive(path: str | os.PathLike | None = None) -> Path:
     return Path(path)
 
 
-def load_cmu24(path: str | os.PathLike | None = None, *, stride: int = 1, **options) -> Splits:
+def load_cmu24(
+    path: str | os.PathLike | None = None,
+    *,
+    stride: int = 1,
+    train_cameras: str = "four",
+    mixed_trunks: bool = False,
+    **options,
+) -> Splits:
     """Loads the CMU-24 benchmark.
 
     Args:
         path: the motion archive; by default `cmu17_30fps.npz` in `$KERAS_WSGCN_DATA`.
         stride: every how many frames one is taken.
+        train_cameras: `"four"`, the benchmark's own, or `"varied"`; see `varied_cameras`.
+            Validation and test are always seen by the four.
+        mixed_trunks: whether every second camera sees the trunk as detectors do, in training and
+            validation; see `with_detector_trunk`.
         **options: further arguments of `observe`, such as `skeleton` or `noise_px`.
 
     Returns:
@@ -95,19 +170,19 @@ def load_cmu24(path: str | os.PathLike | None = None, *, stride: int = 1, **opti
     Raises:
         InputError: if the archive cannot be found or read.
     """
+    check_choice("train_cameras", train_cameras, CAMERAS)
     archive = load_archive(find_archive(path))
     held_out = {*TEST_SUBJECTS, *VALIDATION_SUBJECTS}
     everyone = {motion.subject for motion in archive.motions}
 
-    def part(subjects):
+    def part(subjects, cameras=four_cameras):
         motions = tuple(motion for motion in archive.motions if motion.subject in subjects)
-        return observe(
-            MotionArchive(archive.skeleton, motions), four_cameras, stride=stride, **options
-        )
+        return observe(MotionArchive(archive.skeleton, motions), cameras, stride=stride, **options)
 
-    return Splits(
-        name="cmu24",
-        train=part(everyone - held_out),
-        validation=part(VALIDATION_SUBJECTS),
-        test=part(TEST_SUBJECTS),
-    )
+    train = part(everyone - held_out, CAMERAS[train_cameras])
+    validation = part(VALIDATION_SUBJECTS)
+    if mixed_trunks:
+        train, validation = (
+            with_detector_trunk(poses, poses.camera % 2 == 1) for poses in (train, validation)
+        )
+    return Splits(name="cmu24", train=train, validation=validation, test=part(TEST_SUBJECTS))

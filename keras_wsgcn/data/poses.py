@@ -59,8 +59,8 @@ class PoseDataset:
                     f"those of skeleton {self.skeleton.name!r}. "
                     f"Received: {name}.shape={array.shape}"
                 )
-            # One pass: a comparison with NaN is false.
-            peak = float(np.abs(array).max(initial=0.0))
+            # NaN passes through max and min. An array of absolute values would double the memory.
+            peak = max(float(array.max(initial=0.0)), -float(array.min(initial=0.0)))
             if not np.isfinite(peak):
                 raise InputError(f"`{name}` must be finite. Received: {name} with NaN or infinity")
             if peak > largest:
@@ -166,25 +166,27 @@ def select_joints(source: Skeleton, target: Skeleton) -> np.ndarray:
 
 def observe(
     archive: MotionArchive,
-    cameras: Callable[[Motion], Sequence[Camera]],
+    cameras: Callable[[Motion], Sequence[Camera]] | None = None,
     *,
     skeleton: str | Skeleton = "h36m_16",
     stride: int = 1,
     noise_px: float = 0.0,
     seed: int = 0,
+    keep_unseen: bool = False,
 ) -> PoseDataset:
     """Sees motions through cameras: projects, normalises, and makes targets relative to the root.
 
     A frame with a joint outside the image, or nearer than 1 m to the camera plane, is dropped for
-    that camera; the count is in `PoseDataset.dropped`.
+    that camera; the count is in `PoseDataset.dropped`. Stored 2D poses are all taken.
 
     Args:
         archive: motions in metres, z up.
-        cameras: gives the cameras of a motion.
+        cameras: gives the cameras of a motion. `None` takes the views that the archive stores.
         skeleton: the joints to keep.
         stride: every how many frames one is taken.
         noise_px: standard deviation of Gaussian detector noise on the 2D input, pixels.
         seed: of the noise.
+        keep_unseen: whether to keep the frames that a camera does not see whole.
 
     Returns:
         The poses, ordered by motion, camera and frame.
@@ -196,31 +198,69 @@ def observe(
     check_integer("stride", stride, least=1)
     joints = select_joints(archive.skeleton, skeleton)
     rng = np.random.default_rng(seed)
-    columns: dict[str, list] = {field.name: [] for field in fields(PoseDataset)[:-2]}
-    dropped = 0
-    for motion in archive.motions:
+    seers = [_seers(archive, cameras, motion) for motion in archive.motions]
+    most = sum(
+        len(range(0, len(motion.positions), stride)) * len(some)
+        for motion, some in zip(archive.motions, seers, strict=True)
+    )
+    columns = _empty_columns(archive, most, skeleton.num_joints)
+    start = dropped = 0
+    for motion, some in zip(archive.motions, seers, strict=True):
         frames = np.arange(0, len(motion.positions), stride)
-        world = motion.positions[frames][:, joints].astype(np.float64)
-        for number, camera in enumerate(cameras(motion)):
+        first = start
+        world = motion.positions[::stride, joints].astype(np.float64)
+        for number, (camera, stored) in enumerate(some):
             points = camera.world_to_camera(world)
-            seen = camera.sees(points).all(axis=1)
+            seen = np.full(len(points), True)
+            if stored is not None:
+                pixels = stored[::stride, joints]
+            else:
+                if not keep_unseen:
+                    seen = np.all(camera.sees(points), axis=1)
+                    points = points[seen]
+                pixels = camera.project(points)
             dropped += int((~seen).sum())
-            points = points[seen]
-            pixels = camera.project(points)
             if noise_px:
                 pixels = pixels + rng.normal(0.0, noise_px, pixels.shape)
-            root = skeleton.root
-            columns["pose2d"].append(normalize_screen(pixels, camera.image_size).astype("float32"))
-            columns["pose3d"].append((points - points[:, [root]]).astype(np.float32))
-            columns["subject"].append(np.full(len(points), motion.subject))
-            columns["action"].append(np.full(len(points), motion.action))
-            columns["take"].append(np.full(len(points), motion.take))
-            columns["camera"].append(np.full(len(points), number))
-            columns["frame"].append(frames[seen])
-    if not sum(map(len, columns["frame"])):
+            rows = slice(start, start + len(points))
+            columns["pose2d"][rows] = normalize_screen(pixels, camera.image_size)
+            columns["pose3d"][rows] = points - points[:, [skeleton.root]]
+            columns["frame"][rows] = frames[seen]
+            columns["camera"][rows] = number
+            start = rows.stop
+        for name in ("subject", "action", "take"):
+            columns[name][first:start] = getattr(motion, name)
+    if not start:
         raise InputError(
             "`archive` must hold a frame that a camera sees whole. "
             f"Received: archive with {len(archive.motions)} motions, {dropped} views dropped"
         )
-    arrays = {name: np.concatenate(parts) for name, parts in columns.items()}
+    arrays = {name: column[:start] for name, column in columns.items()}
     return PoseDataset(**arrays, skeleton=skeleton, dropped=dropped)
+
+
+def _seers(
+    archive: MotionArchive, cameras: Callable[[Motion], Sequence[Camera]] | None, motion: Motion
+) -> list[tuple[Camera, np.ndarray | None]]:
+    """The cameras of a motion, each with its 2D poses where they are stored."""
+    if cameras is not None:
+        return [(camera, None) for camera in cameras(motion)]
+    if motion.key not in archive.views:
+        raise InputError(
+            "`cameras` must be given where the archive stores no 2D poses. "
+            f"Received: cameras=None, with no views of {motion.key!r}"
+        )
+    return [(view.camera, view.pose2d) for view in archive.views[motion.key]]
+
+
+def _empty_columns(archive: MotionArchive, poses: int, joints: int) -> dict[str, np.ndarray]:
+    """Columns of a PoseDataset, allocated whole: parts that are joined later take twice as much."""
+    columns = {
+        "pose2d": np.empty((poses, joints, 2), np.float32),
+        "pose3d": np.empty((poses, joints, 3), np.float32),
+        **{name: np.empty(poses, np.int32) for name in ("subject", "camera", "frame")},
+    }
+    for name in ("action", "take"):
+        longest = max(len(getattr(motion, name)) for motion in archive.motions)
+        columns[name] = np.empty(poses, f"U{longest}")
+    return columns

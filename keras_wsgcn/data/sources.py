@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from keras_wsgcn.data import human36m
 from keras_wsgcn.data.archive import load_archive
 from keras_wsgcn.data.cmu import four_cameras, load_cmu24
 from keras_wsgcn.data.motions import generate_motions
@@ -38,12 +39,15 @@ def load_splits(
     test: Iterable[int] | None = None,
     **options,
 ) -> Splits:
-    """Loads a data set by name, or a motion archive seen by the benchmark's four cameras.
+    """Loads a data set by name, or a motion archive.
+
+    An archive of Human3.6M has its own subjects, cameras and perhaps 2D poses. Any other is seen by
+    the cameras whose 2D poses it stores, or else by the benchmark's four.
 
     Args:
         data: `"generated"`, `"cmu24"`, or the path of a motion archive (`.npz`).
-        validation: subjects of an archive to validate on. Named sets have theirs.
-        test: subjects of an archive to test on.
+        validation: subjects of an archive to validate on. Named sets and Human3.6M have theirs.
+        test: subjects of an archive to test on, likewise.
         **options: further arguments of `observe`: `skeleton`, `stride`, `noise_px`, `seed`.
 
     Returns:
@@ -64,12 +68,15 @@ def load_splits(
             f"`data` must be one of {list(SOURCES)} or the path of a motion archive (.npz). "
             f"Received: data={str(data)!r}"
         )
+    archive = load_archive(data)
+    if human36m.is_human36m(archive):
+        return human36m.split(archive, validation=validation, test=test, **options)
     if not validation or not test:
         raise InputError(
             "`validation` and `test` must name subjects of the archive. "
             f"Received: validation={validation}, test={test}"
         )
-    poses = observe(load_archive(data), four_cameras, **options)
+    poses = observe(archive, None if archive.views else four_cameras, **options)
     return _split(Path(data).stem, poses, validation, test)
 
 

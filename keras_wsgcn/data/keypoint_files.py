@@ -1,0 +1,325 @@
+"""Reading what detectors write: COCO results JSON, OpenPose JSON, and plain arrays.
+
+What is read is checked before it is used; an error names the file and the field.
+"""
+
+import json
+import math
+import os
+import re
+import struct
+import tokenize
+import zipfile
+import zlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from keras_wsgcn.data.keypoint_tracks import track_people
+from keras_wsgcn.data.keypoints import (
+    MAX_FRAMES,
+    MAX_PIXELS,
+    KeypointFormat,
+    KeypointTrack,
+    get_format,
+)
+from keras_wsgcn.errors import InputError
+
+MAX_BYTES = 512 * 2**20  # of a file, packed or unpacked
+MAX_FRAME_BYTES = 16 * 2**20  # of a file that holds one frame
+MAX_DETECTIONS = 2_000_000  # people times frames
+
+_SUFFIX = re.compile(r"\.[A-Za-z]\w*$")  # of a file, not the `.000012` of a frame
+
+_Frame = tuple[int, np.ndarray, np.ndarray]
+_NPY_HEADERS = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+}
+# What NumPy and the zip reader raise on damaged files; a header is parsed as a Python literal.
+_DAMAGE = (
+    OSError, ValueError, EOFError, RuntimeError, MemoryError, TypeError, OverflowError,
+    SyntaxError, tokenize.TokenError, zipfile.BadZipFile, zlib.error, KeyError, struct.error,
+)  # fmt: skip
+
+
+def read_keypoints(
+    path: str | os.PathLike, format: str | KeypointFormat, *, least_confidence: float = 0.3
+) -> tuple[KeypointTrack, ...]:
+    """Reads the keypoints of a video, whatever of the kinds below they are.
+
+    - A folder: OpenPose's, one `*.json` a frame, each with `people[].pose_keypoints_2d`.
+      The frame is the last number in the file's name. One such file alone is one frame.
+    - `.json`: COCO results, a list of `{"image_id", "keypoints": [x, y, score, ...]}`, several
+      for an image that shows several people; or COCO annotations, which hold such a list. The
+      frame is `image_id`, or the last number in it. With `track_id` in every entry that is who is
+      who.
+    - `.npy` or `.npz` (its array `keypoints`, or its only one): `(frames, joints, 2)`, or 3 with
+      confidence, or `(people, frames, joints, 2 or 3)`. NaN, or (0, 0), is missing.
+
+    People without an identity in the file are joined over time by `track_people`.
+
+    Args:
+        path: the file or folder.
+        format: name of the keypoint format, or an own one.
+        least_confidence: below it a joint does not help in telling who is who.
+
+    Returns:
+        One track per person, coordinates as they are in the file.
+
+    Raises:
+        InputError: if there is no such file, or it is damaged, too large or not in this format.
+    """
+    path, row = Path(path), get_format(format)
+    if path.is_dir():
+        files = sorted(path.glob("*.json"))
+        tracks = track_people(
+            _openpose_frames(files, path, row), row, least_confidence=least_confidence
+        )
+    elif path.suffix == ".json":
+        content = _read_json(path, MAX_BYTES)
+        if isinstance(content, Mapping) and "people" in content:
+            people = [(0, *_openpose_people(path, content, row))]
+            tracks = track_people(people, row, least_confidence=least_confidence)
+        else:
+            tracks = _coco_tracks(path, content, row, least_confidence)
+    elif path.suffix in (".npy", ".npz"):
+        tracks = _array_tracks(path, row)
+    else:
+        raise _refusal(path, "it must be a folder, or end in .json, .npy or .npz")
+    if not tracks:
+        raise _refusal(path, f"it holds no person with a joint of confidence {least_confidence}")
+    return tracks
+
+
+# --- COCO ---------------------------------------------------------------------------------------
+
+
+def _coco_tracks(
+    path: Path, content: Any, row: KeypointFormat, least_confidence: float
+) -> tuple[KeypointTrack, ...]:
+    if isinstance(content, Mapping) and "annotations" in content:
+        content = content["annotations"]
+    if not isinstance(content, list) or not content:
+        raise _refusal(path, "it must hold a list of COCO results, or `people` as from OpenPose")
+    if len(content) > MAX_DETECTIONS:
+        raise _refusal(path, f"it holds {len(content)} entries, more than {MAX_DETECTIONS}")
+    for number, entry in enumerate(content):
+        if not isinstance(entry, Mapping):
+            raise _refusal(path, f"entry {number} must be an object, not {_shown(entry)}")
+    frames = [
+        _frame_number(path, entry.get("image_id"), f"`image_id` of entry {number}")
+        for number, entry in enumerate(content)
+    ]
+    _check_images(path, content, frames)
+    detections = [
+        _triples(path, entry.get("keypoints"), row, f"`keypoints` of entry {number}")
+        for number, entry in enumerate(content)
+    ]
+    if all("track_id" in entry for entry in content):
+        return _known_tracks(path, content, frames, detections, row)
+    grouped: dict[int, list[np.ndarray]] = {}
+    for frame, detection in zip(frames, detections, strict=True):
+        grouped.setdefault(frame, []).append(detection)
+    stacked = ((frame, np.stack(found)) for frame, found in sorted(grouped.items()))
+    images = ((frame, found[..., :2], found[..., 2]) for frame, found in stacked)
+    return track_people(images, row, least_confidence=least_confidence)
+
+
+def _check_images(path: Path, content: list, frames: list[int]) -> None:
+    """Two images must not share a number: `front_1.jpg` and `side_1.jpg` are two videos."""
+    names: dict[int, Any] = {}
+    for entry, frame in zip(content, frames, strict=True):
+        if names.setdefault(frame, entry["image_id"]) != entry["image_id"]:
+            raise _refusal(
+                path,
+                f"`image_id` must tell one frame from another; {names[frame]!r} and "
+                f"{entry['image_id']!r} have one number",
+            )
+    if (span := max(frames) - min(frames) + 1) > MAX_FRAMES:
+        raise _refusal(path, f"`image_id` spans {span} frames, more than {MAX_FRAMES}")
+
+
+def _known_tracks(
+    path: Path, content: list, frames: list[int], detections: list, row: KeypointFormat
+) -> tuple[KeypointTrack, ...]:
+    """Tracks by the `track_id` of every entry."""
+    people: dict[int | str, dict[int, np.ndarray]] = {}
+    for number, (entry, frame) in enumerate(zip(content, frames, strict=True)):
+        name = entry["track_id"]
+        if type(name) not in (int, str):
+            raise _refusal(
+                path, f"`track_id` of entry {number} must be an integer, not {_shown(name)}"
+            )
+        rows = people.setdefault(name, {})
+        if frame in rows:
+            raise _refusal(path, f"`track_id` {name!r} stands twice in frame {frame}")
+        rows[frame] = detections[number]
+    tracks = []
+    for name, rows in people.items():
+        numbers = sorted(rows)
+        found = np.stack([rows[frame] for frame in numbers])
+        tracks.append(KeypointTrack(name, np.array(numbers), found[..., :2], found[..., 2], row))
+    return tuple(tracks)
+
+
+# --- OpenPose -----------------------------------------------------------------------------------
+
+
+def _openpose_frames(files: list[Path], folder: Path, row: KeypointFormat) -> Iterable[_Frame]:
+    if not files:
+        raise _refusal(folder, "the folder must hold *.json files, one a frame")
+    if len(files) > MAX_FRAMES:
+        raise _refusal(folder, f"it holds {len(files)} files, more than {MAX_FRAMES}")
+    numbers = [_frame_number(folder, file.stem, f"the name {file.name!r}") for file in files]
+    if len(set(numbers)) < len(numbers):
+        raise _refusal(folder, "two files have one frame number: keep one video in a folder")
+    for number, file in sorted(zip(numbers, files, strict=True)):
+        content = _read_json(file, MAX_FRAME_BYTES)
+        yield (number, *_openpose_people(file, content, row))
+
+
+def _openpose_people(
+    path: Path, content: Any, row: KeypointFormat
+) -> tuple[np.ndarray, np.ndarray]:
+    people = content.get("people") if isinstance(content, Mapping) else None
+    if not isinstance(people, list):
+        raise _refusal(path, "`people` must be a list")
+    found = np.zeros((len(people), row.num_joints, 3))
+    for number, person in enumerate(people):
+        if not isinstance(person, Mapping):
+            raise _refusal(path, f"`people[{number}]` must be an object, not {_shown(person)}")
+        field = f"`people[{number}].pose_keypoints_2d`"
+        found[number] = _triples(path, person.get("pose_keypoints_2d"), row, field)
+    return found[..., :2], found[..., 2]
+
+
+# --- arrays -------------------------------------------------------------------------------------
+
+
+def _array_tracks(path: Path, row: KeypointFormat) -> tuple[KeypointTrack, ...]:
+    array = _read_array(path)
+    shaped = array.ndim in (3, 4) and array.shape[-2] == row.num_joints
+    if (
+        not shaped
+        or array.shape[-1] not in (2, 3)
+        or 0 in array.shape
+        or array.dtype.kind not in "fiu"
+    ):
+        raise _refusal(
+            path,
+            f"it must hold numbers of shape (frames, {row.num_joints}, 2 or 3) for {row.name!r}, "
+            f"people first if there are several, not shape {array.shape} and dtype {array.dtype}",
+        )
+    array = array.astype(np.float64).reshape(-1, *array.shape[-3:])
+    if len(array) * array.shape[1] > MAX_DETECTIONS or array.shape[1] > MAX_FRAMES:
+        raise _refusal(path, f"it holds {array.shape[:2]} people and frames, which is too many")
+    if np.isinf(array).any() or np.nanmax(np.abs(array), initial=0.0) > MAX_PIXELS:
+        raise _refusal(path, f"its numbers must be pixels up to {MAX_PIXELS:.0f}, or NaN")
+    keypoints = array[..., :2]
+    confidence = array[..., 2] if array.shape[-1] == 3 else np.ones(array.shape[:-1])
+    missing = np.isnan(array).any(axis=-1) | (keypoints == 0).all(axis=-1)
+    confidence = np.where(missing, 0.0, confidence)
+    frames = np.arange(array.shape[1])
+    return tuple(
+        KeypointTrack(number, frames, *person, row)
+        for number, person in enumerate(zip(keypoints, confidence, strict=True), 1)
+    )
+
+
+def _read_array(path: Path) -> np.ndarray:
+    """The one array of a file, its header checked before it is given memory, never a pickle."""
+    try:
+        if path.suffix == ".npy":
+            with open(path, "rb") as file:
+                return _checked_array(path, file, os.fstat(file.fileno()).st_size)
+        with zipfile.ZipFile(path) as archive:
+            members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+            if len(members) != 1 and "keypoints" not in members:
+                raise _refusal(
+                    path, f"it must hold an array `keypoints`, not {sorted(members)[:9]}"
+                )
+            info = members.get("keypoints") or next(iter(members.values()))
+            with archive.open(info) as file:
+                return _checked_array(path, file, info.file_size)
+    except InputError:
+        raise
+    except _DAMAGE as error:
+        # NumPy's messages can have several lines.
+        raise _refusal(path, f"it could not be read ({' '.join(str(error).split())})") from None
+
+
+def _checked_array(path: Path, file: IO[bytes], size: int) -> np.ndarray:
+    if size > MAX_BYTES:
+        raise _refusal(path, f"it declares {size} bytes, more than {MAX_BYTES}")
+    version = np.lib.format.read_magic(file)
+    if version not in _NPY_HEADERS:
+        raise ValueError(f"unknown version {version} of the npy format")
+    shape, fortran, dtype = _NPY_HEADERS[version](file)
+    if dtype.hasobject:
+        raise _refusal(path, "it holds pickled objects, which are never loaded")
+    content = file.read(size)
+    if math.prod(shape) * dtype.itemsize != len(content):
+        raise ValueError(f"shape {shape} of {dtype} does not fit its {len(content)} bytes")
+    return np.frombuffer(content, dtype).reshape(shape, order="F" if fortran else "C")
+
+
+# --- checks -------------------------------------------------------------------------------------
+
+
+def _refusal(path: Path, problem: str) -> InputError:
+    return InputError(f"`path` must hold keypoints; {problem}. Received: path={str(path)!r}")
+
+
+def _shown(value: Any) -> str:
+    """A value out of a file, short enough for one line."""
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _read_json(path: Path, limit: int) -> Any:
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{constant} is no JSON number")
+
+    try:
+        with open(path, "rb") as file:
+            content = file.read(limit + 1)
+        if len(content) > limit:
+            raise _refusal(path, f"it has more than {limit} bytes")
+        return json.loads(content, parse_constant=refuse)
+    except InputError:
+        raise
+    except (OSError, ValueError, RecursionError) as error:
+        raise _refusal(path, f"it could not be read as JSON ({error})") from None
+
+
+def _triples(path: Path, value: Any, row: KeypointFormat, field: str) -> np.ndarray:
+    """`[x, y, score, ...]` as `(joints, 3)`."""
+    if not isinstance(value, list) or len(value) != 3 * row.num_joints:
+        held = f"{len(value)} values" if isinstance(value, list) else _shown(value)
+        raise _refusal(
+            path,
+            f"{field} must be a list of {3 * row.num_joints} numbers, x, y and confidence of the "
+            f"{row.num_joints} joints of {row.name!r}, not {held}",
+        )
+    for number in value:
+        # Also false for infinity, which JSON can write as 1e999; bool is no number here.
+        if type(number) not in (int, float) or not abs(number) <= MAX_PIXELS:
+            raise _refusal(
+                path, f"{field} must hold numbers up to {MAX_PIXELS:.0f}, not {_shown(number)}"
+            )
+    return np.array(value, dtype=np.float64).reshape(-1, 3)
+
+
+def _frame_number(path: Path, value: Any, field: str) -> int:
+    """The frame in an `image_id` or a file's name: the integer itself, or the last in the text."""
+    if type(value) is int and 0 <= value < 2**62:
+        return value
+    numbers = re.findall(r"\d{1,18}", _SUFFIX.sub("", value)) if isinstance(value, str) else []
+    if numbers:
+        return int(numbers[-1])
+    raise _refusal(
+        path, f"{field} must be an integer, or a name with a frame number, not {_shown(value)}"
+    )

@@ -1,0 +1,215 @@
+"""Lifts the 2D keypoints of a video to 3D poses and writes them as NPZ, JSON or CSV.
+
+KEYPOINTS is a COCO results file (.json), a folder of OpenPose's files, or an array (.npy, .npz).
+"""
+
+import argparse
+import contextlib
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import keras
+import numpy as np
+from cli import run
+
+from keras_wsgcn.data.keypoint_files import read_keypoints
+from keras_wsgcn.data.keypoints import FORMATS, KeypointTrack
+from keras_wsgcn.errors import InputError, check_number
+from keras_wsgcn.files import atomic_path
+from keras_wsgcn.inference import WRITERS, PoseSequence, lift_tracks, save_poses
+from keras_wsgcn.saving import load_model
+
+DEFAULT_MODEL = "cmu_small"
+# Which endings each of the outputs can have.
+SUFFIXES = {
+    "output": tuple(WRITERS),
+    "picture": (".png",),
+    "animation": (".gif", ".mp4"),
+    "page": (".html",),
+}
+_FRACTION = 2.0  # pixels in which no person fits: such numbers are fractions of the image
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog="The 3D is in metres, in the camera's frame (x right, y down, z away), relative to "
+        "the pelvis. The camera need not be known: the model assumes one like those it was "
+        "trained with, so what a very wide or very long lens sees comes out distorted.",
+    )
+    parser.add_argument("keypoints", type=Path, help="file or folder of the keypoints")
+    parser.add_argument(
+        "--model",
+        default=DEFAULT_MODEL,
+        help=f"a .keras file, or the name of a model of the library (default: {DEFAULT_MODEL})",
+    )
+    parser.add_argument(
+        "--format", choices=FORMATS, default="coco17", help="of the keypoints (default: coco17)"
+    )
+    parser.add_argument(
+        "--image-size",
+        type=int,
+        nargs=2,
+        metavar=("W", "H"),
+        help="of the video in pixels (default: as if the people were in its middle)",
+    )
+    parser.add_argument(
+        "--fractions",
+        action="store_true",
+        help="coordinates are fractions of the image's width and height, as MediaPipe writes them",
+    )
+    parser.add_argument("--fps", type=float, default=30.0, help="frames per second (default: 30)")
+    parser.add_argument(
+        "--confidence",
+        type=float,
+        default=0.3,
+        help="a joint of which the detector is less sure is missing (default: 0.3)",
+    )
+    parser.add_argument(
+        "--max-gap",
+        type=int,
+        default=8,
+        help="frames in a row that are interpolated at most; longer gaps stay (default: 8)",
+    )
+    parser.add_argument(
+        "--least-frames",
+        type=int,
+        default=1,
+        help="leave out people who are seen in fewer frames (default: 1)",
+    )
+    parser.add_argument(
+        "-o", "--output", type=Path, required=True, help="3D poses: .npz, .json or .csv"
+    )
+    parser.add_argument("--picture", type=Path, help="also draw some poses: .png")
+    parser.add_argument("--animation", type=Path, help="also animate them: .gif or .mp4")
+    parser.add_argument("--page", type=Path, help="also write a page to turn and play them: .html")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    options = parse(argv)
+    writers = plan_outputs(options)
+    check_number("fps", options.fps, above=0.0, below=1000.0)
+    tracks = read_people(options)
+    model = find_model(options.model)
+    size = tuple(options.image_size) if options.image_size else assumed_size(tracks, options)
+    sequence = lift_tracks(
+        model,
+        tracks,
+        size,
+        fps=options.fps,
+        least_confidence=options.confidence,
+        max_gap=options.max_gap,
+    )
+    if not sequence.lifted.any():
+        raise InputError(
+            f"`keypoints` must show somebody whole in some frame; {lost_joints(sequence)} are "
+            f"missing. Received: keypoints={str(options.keypoints)!r}"
+        )
+    report(sequence)
+    with contextlib.ExitStack() as finished:  # all of the files appear, or none
+        for path, write in writers.items():
+            write(sequence, finished.enter_context(atomic_path(path)))
+    print(f"wrote {', '.join(map(str, writers))}")
+
+
+def plan_outputs(options: argparse.Namespace) -> dict[Path, Callable[[PoseSequence, Path], None]]:
+    """What to write where, everything checked that can be before the work begins."""
+    chosen = {name: getattr(options, name) for name in SUFFIXES if getattr(options, name)}
+    for name, path in chosen.items():
+        if path.suffix not in SUFFIXES[name]:
+            raise InputError(
+                f"`{name}` must end in one of {list(SUFFIXES[name])}. "
+                f"Received: {name}={str(path)!r}"
+            )
+        if path.is_dir() or path.resolve() == options.keypoints.resolve():
+            raise InputError(
+                f"`{name}` must be a file, and not the one of the keypoints. "
+                f"Received: {name}={str(path)!r}"
+            )
+    writers: dict[str, Callable] = {"output": lambda sequence, path: save_poses(path, sequence)}
+    if len(chosen) > 1:
+        from keras_wsgcn import animation
+
+        drawn = [name for name in chosen if name != "output"]
+        writers |= {name: getattr(animation, f"write_{name}") for name in drawn}
+    return {path: writers[name] for name, path in chosen.items()}
+
+
+def read_people(options: argparse.Namespace) -> list[KeypointTrack]:
+    """The people of the file, in pixels, those left out who are hardly seen."""
+    found = read_keypoints(options.keypoints, options.format, least_confidence=options.confidence)
+    tracks = [track for track in found if len(track.frames) >= options.least_frames]
+    if not tracks:
+        longest = max(len(track.frames) for track in found)
+        raise InputError(
+            f"`least_frames` must be at most {longest}, which is as long as anybody is seen. "
+            f"Received: least_frames={options.least_frames}"
+        )
+    if options.fractions:
+        if not options.image_size:
+            raise InputError(
+                "`image_size` must be given with `fractions`. Received: image_size=None"
+            )
+        size = np.array(options.image_size, dtype=float)
+        return [replace(track, keypoints=track.keypoints * size) for track in tracks]
+    if max(np.nanmax(np.abs(track.keypoints), initial=0.0) for track in tracks) <= _FRACTION:
+        raise InputError(
+            "`keypoints` must be pixels; for fractions of the image add --fractions. "
+            f"Received: keypoints={str(options.keypoints)!r} with values up to {_FRACTION}"
+        )
+    return tracks
+
+
+def find_model(name: str) -> keras.Model:
+    """A model out of a file, or one of the library by its name."""
+    if Path(name).suffix or Path(name).is_file():
+        return load_model(name)
+    from keras_wsgcn.pretrained import load_pretrained
+
+    return load_pretrained(name)
+
+
+def assumed_size(tracks: list[KeypointTrack], options: argparse.Namespace) -> tuple[int, int]:
+    """An image size for want of the true one: as if the people were in the image's middle."""
+    points = np.concatenate(
+        [track.keypoints[track.confidence >= options.confidence] for track in tracks]
+    )
+    points = points[np.isfinite(points).all(axis=1)]
+    if not len(points):
+        raise InputError(
+            f"`confidence` must leave some joints. Received: confidence={options.confidence}"
+        )
+    low, high = points.min(axis=0), points.max(axis=0)
+    width, height = np.ceil(np.maximum(high + np.maximum(low, 0), 1)).astype(int).tolist()
+    print(
+        f"image size not given: assumed {width} x {height} pixels, as if the people were in the "
+        "middle; give --image-size W H for better poses"
+    )
+    return width, height
+
+
+def report(sequence: PoseSequence) -> None:
+    print(
+        f"people: {len(sequence.people)}, frames {sequence.frames[0]} to {sequence.frames[-1]}, "
+        f"{sequence.skeleton.num_joints} joints; {sequence.image_size[0]} x "
+        f"{sequence.image_size[1]} pixels, a camera like those of the training is assumed"
+    )
+    for name, lifted, pose2d in zip(sequence.people, sequence.lifted, sequence.pose2d, strict=True):
+        seen = np.isfinite(pose2d).any(axis=(1, 2))
+        line = f"person {name}: {lifted.sum()} poses of {seen.sum()} frames in which they are seen"
+        print(line)
+
+
+def lost_joints(sequence: PoseSequence) -> list[str]:
+    """Joints that are missing in most frames in which anybody is seen."""
+    there = np.isfinite(sequence.pose2d).all(axis=-1)
+    there = there[there.any(axis=-1)]
+    names = sequence.skeleton.joint_names
+    return [name for name, share in zip(names, there.mean(axis=0), strict=True) if share < 0.5]
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))

@@ -1,0 +1,554 @@
+"""Keypoint formats: written as detectors write them, read back, converted, and compared."""
+
+import json
+
+import numpy as np
+import pytest
+
+from keras_wsgcn.data.cmu import four_cameras
+from keras_wsgcn.data.keypoint_files import read_keypoints
+from keras_wsgcn.data.keypoint_tracks import track_people
+from keras_wsgcn.data.keypoints import (
+    APPROXIMATED,
+    DETECTED,
+    FORMATS,
+    INTERPOLATED,
+    MISSING,
+    KeypointFormat,
+    KeypointTrack,
+    convert_track,
+)
+from keras_wsgcn.data.motions import generate_motions
+from keras_wsgcn.errors import InputError
+from keras_wsgcn.skeletons import h36m_16, h36m_17
+
+DETECTORS = ("coco17", "body25", "halpe26", "mediapipe33")
+LIMBS = [n for n in h36m_17.joint_names if n[:2] in ("l_", "r_")]
+
+# --- a detector ---------------------------------------------------------------------------------
+
+# Where the parts of a face are, in fractions of stature from the thorax: forward, up, and to the
+# left for the left one. From tables of the human body, not from the library's mixtures.
+FACE = {
+    "nose": (0.085, 0.092, 0.0), "eye": (0.068, 0.118, 0.018), "ear": (0.015, 0.107, 0.044),
+    "crown": (0.010, 0.182, 0.0),
+}  # fmt: skip
+# The largest errors that the mixtures make on generated walks, millimetres in 3D.
+TOLERANCE_MM = {"pelvis": 1, "thorax": 30, "spine": 45, "head": 35, "neck_nose": 35}
+
+
+def face_points(positions):
+    """Name to `(frames, 3)` metres: the face, placed by the neck and the head."""
+    thorax, neck, head, left, right = (
+        positions[:, h36m_17.index(name)]
+        for name in ("thorax", "neck_nose", "head", "l_shoulder", "r_shoulder")
+    )
+    # Bodies have neck_nose at (0.030, 0.068) and head at (0.012, 0.143): they span the plane.
+    plane = np.linalg.inv(np.array([[0.030, 0.068], [0.012, 0.143]]))
+    forward, up = np.einsum("ij,jfx->ifx", plane, np.stack([neck - thorax, head - thorax]))
+    stature = np.linalg.norm(head - thorax, axis=1, keepdims=True) / np.hypot(0.012, 0.143)
+    aside = np.cross(up, forward)
+    aside *= np.sign(np.sum(aside * (left - right), axis=1, keepdims=True))
+    aside *= stature / np.linalg.norm(aside, axis=1, keepdims=True)
+    points = {}
+    for name, (f, u, s) in FACE.items():
+        for prefix, sign in (("l_", 1), ("r_", -1)) if s else (("", 0),):
+            points[prefix + name] = thorax + f * forward + u * up + sign * s * aside
+    return points
+
+
+def detector_joints(positions, format):
+    """What a perfect detector of a format sees, `(frames, joints, 3)` metres, NaN if nothing."""
+    known = {name: positions[:, joint] for joint, name in enumerate(h36m_17.joint_names)}
+    known["mid_hip"] = (known["l_hip"] + known["r_hip"]) / 2
+    known["neck"] = (known["l_shoulder"] + known["r_shoulder"]) / 2
+    known |= face_points(positions) if format not in ("h36m16", "h36m17") else {}
+    nothing = np.full_like(known["pelvis"], np.nan)
+    return np.stack([known.get(name, nothing) for name in FORMATS[format].joint_names], axis=1)
+
+
+@pytest.fixture(scope="module")
+def walk():
+    """A generated walk, and a camera that sees it."""
+    motion = generate_motions(subjects=1, takes=1, seconds=4.0, actions=["Walking"]).motions[0]
+    return motion.positions.astype(np.float64), four_cameras(motion)[1]
+
+
+def seen(walk, format):
+    """Keypoints of the walk, `(frames, joints, 3)`: pixels and confidence, 0 0 0 if missing."""
+    positions, camera = walk
+    pixels = camera.project(camera.world_to_camera(detector_joints(positions, format)))
+    there = np.isfinite(pixels).all(axis=-1, keepdims=True)
+    return np.concatenate([np.where(there, pixels, 0.0), 0.9 * there], axis=-1)
+
+
+def track_of(keypoints, /, format="coco17", **changes):
+    fields = dict(
+        person=1, frames=np.arange(len(keypoints)), keypoints=keypoints[..., :2],
+        confidence=keypoints[..., 2], format=format,
+    )  # fmt: skip
+    return KeypointTrack(**{**fields, **changes})
+
+
+def truth(walk, skeleton=h36m_17):
+    positions, camera = walk
+    pixels = camera.project(camera.world_to_camera(positions))
+    return pixels[:, [h36m_17.index(name) for name in skeleton.joint_names]]
+
+
+# --- files as detectors write them --------------------------------------------------------------
+
+
+def write_coco(folder, people, image_ids=None):
+    entries = [
+        {
+            "image_id": image_ids[frame] if image_ids else frame,
+            "category_id": 1,
+            "keypoints": keypoints[frame].ravel().tolist(),
+            "score": 0.97,
+        }
+        for frame in range(len(people[0]))
+        for keypoints in people
+    ]
+    path = folder / "results.json"
+    path.write_text(json.dumps(entries))
+    return path
+
+
+def write_openpose(folder, people):
+    folder = folder / "openpose"
+    folder.mkdir()
+    for frame in range(len(people[0])):
+        found = [
+            {"person_id": [-1], "pose_keypoints_2d": keypoints[frame].ravel().tolist(),
+             "face_keypoints_2d": []}
+            for keypoints in people
+        ]  # fmt: skip
+        path = folder / f"clip_{frame:012d}_keypoints.json"
+        path.write_text(json.dumps({"version": 1.3, "people": found}))
+    return folder
+
+
+def write_npy(folder, people):
+    path = folder / "keypoints.npy"
+    np.save(path, np.stack(people))
+    return path
+
+
+def write_npz(folder, people):
+    path = folder / "keypoints.npz"
+    np.savez_compressed(path, keypoints=people[0], fps=np.array(30.0))
+    return path
+
+
+WRITERS = (write_coco, write_openpose, write_npy, write_npz)
+
+
+@pytest.mark.parametrize("write", WRITERS)
+@pytest.mark.parametrize("format", FORMATS)
+def test_files_come_back_as_the_joints_they_were_made_from(format, write, walk, tmp_path):
+    (track,) = read_keypoints(write(tmp_path, [seen(walk, format)]), format)
+    np.testing.assert_array_equal(track.frames, np.arange(120))
+    for skeleton in (h36m_16, h36m_17):
+        converted = convert_track(track, skeleton)
+        assert converted.usable.all()
+        expected = truth(walk, skeleton)
+        shared = [n for n in skeleton.joint_names if n in FORMATS[format].joint_names]
+        assert set(LIMBS) <= set(shared)
+        rows = [skeleton.index(name) for name in shared]
+        np.testing.assert_allclose(converted.pose2d[:, rows], expected[:, rows], atol=1e-9)
+        assert (converted.origin[:, rows] == DETECTED).all()
+
+
+@pytest.mark.parametrize("format", DETECTORS)
+def test_approximated_joints_are_near(format, walk):
+    """In millimetres: a mixture is the same in 3D, so it is measured there."""
+    positions, _ = walk
+    for axes in ([0, 1], [0, 2], [1, 2]):
+        joints = detector_joints(positions, format)[..., axes] * 1000
+        keypoints = np.concatenate([joints, np.isfinite(joints[..., :1])], axis=-1)
+        pose = convert_track(track_of(keypoints, format), "h36m_17").pose2d
+        error = np.linalg.norm(pose - positions[..., axes] * 1000, axis=-1).max(axis=0)
+        for name, largest in TOLERANCE_MM.items():
+            assert error[h36m_17.index(name)] <= largest, (name, error[h36m_17.index(name)])
+
+
+def test_neck_nose_out_of_16_joints(walk):
+    pose = convert_track(track_of(seen(walk, "h36m16"), "h36m16"), "h36m_17").pose2d
+    error = np.linalg.norm(pose - truth(walk), axis=-1).max(axis=0)
+    assert 0 < error[h36m_17.index("neck_nose")] < 12  # pixels; a person is 400 high
+    assert np.delete(error, h36m_17.index("neck_nose")).max() < 1e-9
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_left_and_right_are_treated_alike(format, walk, rng):
+    """A format in the mirror is converted to the pose in the mirror, also where joints lack."""
+    row = FORMATS[format]
+    other = {"l": "r", "r": "l"}
+    mirror = [
+        row.joint_names.index(other[n[0]] + n[1:] if n[1:2] == "_" else n) for n in row.joint_names
+    ]
+    keypoints = seen(walk, format)[:40] + rng.normal(0, 3, (40, row.num_joints, 3)) * (1, 1, 0)
+    keypoints[..., 2] *= rng.random((40, row.num_joints)) < 0.9
+    flipped = (keypoints * (-1, 1, 1))[:, mirror]
+    a, b = (convert_track(track_of(k, format), "h36m_17", max_gap=2) for k in (keypoints, flipped))
+    # With both of a pair found, a middle; with one, the other: never another rule for one side.
+    np.testing.assert_array_equal(a.usable, b.usable)
+    np.testing.assert_allclose(a.pose2d, (b.pose2d * (-1, 1))[:, h36m_17.mirror], atol=1e-9)
+
+
+# --- missing joints -----------------------------------------------------------------------------
+
+
+def lose(keypoints, *names, frames=slice(None), format="coco17"):
+    keypoints = keypoints.copy()
+    for name in names:
+        keypoints[frames, FORMATS[format].joint_names.index(name), 2] = 0.1
+    return keypoints
+
+
+def test_short_gaps_are_bridged_and_long_ones_are_not(walk):
+    whole = seen(walk, "coco17")
+    lost = lose(whole, "l_wrist", frames=slice(10, 14))
+    lost = lose(lost, "l_wrist", frames=slice(60, 75))
+    wrist = h36m_16.index("l_wrist")
+    pose = convert_track(track_of(lost))
+    assert (pose.origin[10:14, wrist] == INTERPOLATED).all()
+    assert (pose.origin[60:75, wrist] == APPROXIMATED).all()
+    ends = pose.pose2d[[9, 14], wrist]
+    np.testing.assert_allclose(pose.pose2d[11, wrist], ends[0] + 0.4 * (ends[1] - ends[0]))
+    assert np.linalg.norm(pose.pose2d[10:14, wrist] - whole[10:14, 9, :2], axis=-1).max() < 5
+    none = convert_track(track_of(lost), max_gap=0)
+    assert (none.origin[10:14, wrist] == APPROXIMATED).all()
+    assert pose.usable.all()
+
+
+def test_a_mixture_is_missing_only_with_what_it_needs(walk):
+    """A lost ear moves the head a little, lost eyes do not move it at all."""
+    whole = seen(walk, "coco17")
+    expected = convert_track(track_of(whole), "h36m_17")
+    blind = convert_track(track_of(lose(whole, "l_eye", "r_eye")), "h36m_17")
+    np.testing.assert_array_equal(blind.pose2d, expected.pose2d)
+    head = h36m_17.index("head")
+    for names in (["l_ear"], ["r_ear"], ["l_ear", "r_ear"], ["l_ear", "r_ear", "l_eye", "r_eye"]):
+        pose = convert_track(track_of(lose(whole, *names)), "h36m_17")
+        assert (pose.origin[:, head] == APPROXIMATED).all()
+        assert np.linalg.norm(pose.pose2d[:, head] - expected.pose2d[:, head], axis=-1).max() < 60
+        others = [j for j in range(17) if j not in (head, h36m_17.index("neck_nose"))]
+        np.testing.assert_array_equal(pose.pose2d[:, others], expected.pose2d[:, others])
+
+
+@pytest.mark.parametrize(
+    ("names", "pixels"),
+    [
+        (["r_wrist"], 80), (["r_ankle"], 150), (["r_knee"], 60), (["r_knee", "r_ankle"], 210),
+        (["l_hip"], 40), (["r_shoulder"], 60), (["r_elbow"], 40), (["r_elbow", "r_wrist"], 130),
+    ],
+)  # fmt: skip
+def test_what_stands_in_for_a_lost_limb_is_near_it(names, pixels, walk):
+    """Coarse, and said to be: the person is about 400 pixels high."""
+    pose = convert_track(track_of(lose(seen(walk, "coco17"), *names)))
+    assert pose.usable.all()
+    rows = [h36m_16.index(name) for name in names]
+    assert (pose.origin[:, rows] == APPROXIMATED).all()
+    error = np.linalg.norm(pose.pose2d[:, rows] - truth(walk, h36m_16)[:, rows], axis=-1)
+    assert error.max() < pixels
+
+
+def test_frames_that_cannot_be_filled_are_missing_not_garbage(walk):
+    whole = seen(walk, "coco17")
+    legs = lose(whole, "l_hip", "r_hip", "l_knee", "r_knee", "l_ankle", "r_ankle",
+                frames=slice(40, 60))  # fmt: skip
+    pose = convert_track(track_of(legs))
+    np.testing.assert_array_equal(np.flatnonzero(~pose.usable), np.arange(40, 60))
+    assert np.isnan(pose.pose2d[50, h36m_16.index("pelvis")]).all()
+    assert (pose.origin[50, h36m_16.index("l_ankle")]) == MISSING
+    few = lose(whole, *[n for n in FORMATS["coco17"].joint_names if n[:2] == "r_"])
+    assert not convert_track(track_of(few)).usable.any()
+    assert not convert_track(track_of(whole * (1, 1, 0))).usable.any()
+
+
+def test_missing_frames_are_filled_or_reported(walk):
+    whole = seen(walk, "coco17")
+    kept = np.r_[0:20, 25:50, 80:120]
+    track = track_of(whole[kept], frames=kept + 100)
+    pose = convert_track(track)
+    np.testing.assert_array_equal(pose.frames, np.arange(100, 220))
+    assert (pose.origin[20:25] == INTERPOLATED).all()
+    np.testing.assert_array_equal(np.flatnonzero(~pose.usable), np.arange(50, 80))
+    assert np.isnan(pose.pose2d[50:80]).all()
+
+
+def test_a_centre_that_the_detector_sees_helps_a_hidden_side(walk):
+    hidden = lose(seen(walk, "body25"), "r_hip", format="body25")
+    pose = convert_track(track_of(hidden, "body25"))
+    # The middle of two points is not quite the middle of their pictures: the farther is smaller.
+    np.testing.assert_allclose(pose.pose2d, truth(walk, h36m_16), atol=30)
+    hip = h36m_16.index("r_hip")
+    np.testing.assert_allclose(pose.pose2d[:, hip], truth(walk, h36m_16)[:, hip], atol=2)
+    assert (pose.origin[:, h36m_16.index("r_hip")] == APPROXIMATED).all()
+    assert (pose.origin[:, h36m_16.index("pelvis")] == DETECTED).all()
+
+
+# --- a further format ---------------------------------------------------------------------------
+
+
+def test_a_further_format_is_one_more_row(walk):
+    names = (*LIMBS, "chin", "vertex")
+    middle = {"l_hip": 0.5, "r_hip": 0.5}
+    chest = {"l_shoulder": 0.5, "r_shoulder": 0.5}
+    own = KeypointFormat(
+        "own",
+        names,
+        {
+            "pelvis": (middle,), "thorax": (chest,), "spine": ({"pelvis": 0.5, "thorax": 0.5},),
+            "head": ({"vertex": 1},), "neck_nose": ({"chin": 1},),
+        },
+    )  # fmt: skip
+    source = [h36m_17.index(n) for n in (*LIMBS, "neck_nose", "head")]
+    keypoints = seen(walk, "h36m17")[:, source]
+    pose = convert_track(track_of(keypoints, own), "h36m_17").pose2d
+    error = np.linalg.norm(pose - truth(walk), axis=-1).max(axis=0)
+    assert error[[h36m_17.index(n) for n in (*LIMBS, "head", "neck_nose")]].max() < 1e-9
+
+
+@pytest.mark.parametrize(
+    ("points", "words"),
+    [
+        ({"pelvis": ({"hip": 1},)}, "not ['hip']"),
+        ({"pelvis": ({"l_hip": 0.5, "r_hip": 0.6},)}, "add up to 1"),
+        ({"pelvis": ({"thorax": 1},), "thorax": ({"l_hip": 1},)}, "not ['thorax']"),
+        ({"pelvis": ({"l_hip": 1},)}, "['head', 'neck_nose', 'spine', 'thorax'] are not"),
+    ],
+)
+def test_rows_that_do_not_make_a_pose(points, words):
+    with pytest.raises(InputError) as caught:
+        KeypointFormat("own", tuple(LIMBS), points)
+    assert words in str(caught.value)
+
+
+# --- who is who ---------------------------------------------------------------------------------
+
+
+def test_people_keep_their_identity_whatever_their_order(walk, tmp_path, rng):
+    one = seen(walk, "coco17")
+    two = one[::-1] * (1, 1, 1) + (180, 15, 0)
+    shuffled = [
+        (f, *(np.stack([one[f], two[f]])[rng.permutation(2)][..., part]
+              for part in (slice(0, 2), 2)))
+        for f in range(len(one))
+    ]  # fmt: skip
+    tracks = track_people(shuffled, "coco17")
+    assert [track.person for track in tracks] == [1, 2]
+    by_start = sorted(tracks, key=lambda track: np.nanmean(track.keypoints[0, :, 0]))
+    for track, person in zip(by_start, (one, two), strict=True):
+        np.testing.assert_array_equal(track.keypoints, person[..., :2])
+
+
+def test_people_come_and_go(walk):
+    one = seen(walk, "coco17")
+    far = one + (400, 0, 0)
+    frames = []
+    for f in range(100):
+        people = [one[f]] * (f < 30 or f >= 50) + [far[f]] * (40 <= f < 60)
+        array = np.array(people).reshape(-1, 17, 3)
+        frames.append((f, array[..., :2], array[..., 2]))
+    tracks = track_people(frames, "coco17")
+    assert [len(track.frames) for track in tracks] == [80, 20]
+    lost = track_people(frames, "coco17", max_lost=10)
+    assert [len(track.frames) for track in lost] == [30, 20, 50]
+
+
+def test_track_ids_of_the_file_are_taken(walk, tmp_path):
+    one = seen(walk, "coco17")[:10]
+    entries = [
+        {
+            "image_id": f"clip_{f:04d}.jpg",
+            "keypoints": one[f].ravel().tolist(),
+            "track_id": 7 + f % 2,
+        }
+        for f in range(10)
+    ]
+    path = tmp_path / "tracked.json"
+    path.write_text(json.dumps({"annotations": entries}))
+    tracks = read_keypoints(path, "coco17")
+    assert [(t.person, t.frames.tolist()) for t in tracks] == [
+        (7, [0, 2, 4, 6, 8]), (8, [1, 3, 5, 7, 9]),
+    ]  # fmt: skip
+
+
+def test_several_people_from_every_kind_of_file(walk, tmp_path):
+    one = seen(walk, "coco17")[:20]
+    people = [one, one + (300, 0, 0)]
+    for write in (write_coco, write_openpose, write_npy):
+        tracks = read_keypoints(write(tmp_path, people), "coco17")
+        assert len(tracks) == 2
+        for track, person in zip(tracks, people, strict=True):
+            np.testing.assert_allclose(track.keypoints, person[..., :2])
+
+
+def test_a_frame_without_people_is_a_gap(walk, tmp_path):
+    folder = write_openpose(tmp_path, [seen(walk, "body25")[:10]])
+    (folder / "clip_000000000004_keypoints.json").write_text('{"people": []}')
+    (track,) = read_keypoints(folder, "body25")
+    assert track.frames.tolist() == [0, 1, 2, 3, 5, 6, 7, 8, 9]
+    (single,) = read_keypoints(folder / "clip_000000000005_keypoints.json", "body25")
+    np.testing.assert_array_equal(single.keypoints[0], track.keypoints[4])
+
+
+# --- what is no such file -----------------------------------------------------------------------
+
+KEYPOINTS = [1.0, 2.0, 0.5] * 17
+
+
+def entry(**changes):
+    return {"image_id": 1, "keypoints": KEYPOINTS, **changes}
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("", "could not be read as JSON"),
+        ("[{", "could not be read as JSON"),
+        ("[" * 100_000, "could not be read as JSON"),
+        ("\x00\x01", "could not be read as JSON"),
+        ("[NaN]", "NaN is no JSON number"),
+        ("[1" + "0" * 5000 + "]", "could not be read as JSON"),
+        ("3", "a list of COCO results"),
+        ("[]", "a list of COCO results"),
+        ('{"annotations": []}', "a list of COCO results"),
+        ('{"people": 3}', "`people` must be a list"),
+        ('{"people": [3]}', "`people[0]` must be an object"),
+        ('{"people": [{}]}', "`people[0].pose_keypoints_2d` must be a list of 51 numbers"),
+        ('{"people": []}', "holds no person"),
+        ("[3]", "entry 0 must be an object"),
+        (json.dumps([entry(), {}]), "`image_id` of entry 1 must be an integer"),
+        (json.dumps([entry(image_id="front")]), "`image_id` of entry 0 must be an integer"),
+        (json.dumps([entry(image_id=-1)]), "`image_id` of entry 0 must be an integer"),
+        (json.dumps([entry(image_id=True)]), "`image_id` of entry 0 must be an integer"),
+        (json.dumps([entry(), entry(image_id=10**9)]), "spans 1000000000 frames"),
+        (json.dumps([entry(image_id="a1"), entry(image_id="b1")]), "have one number"),
+        (json.dumps([entry(keypoints=None)]), "`keypoints` of entry 0 must be a list"),
+        (json.dumps([entry(keypoints=KEYPOINTS[:-1])]), "not 50 values"),
+        (json.dumps([entry(keypoints=["x", *KEYPOINTS[1:]])]), "numbers up to 1000000, not 'x'"),
+        (json.dumps([entry(keypoints=[True, *KEYPOINTS[1:]])]), "not True"),
+        (json.dumps([entry(keypoints=[1e9, *KEYPOINTS[1:]])]), "not 1000000000.0"),
+        (json.dumps([entry(keypoints=[0, 1])]).replace("0, 1", "1e999"), "not 1 values"),
+        (json.dumps([entry(track_id=1), entry(track_id=1)]), "twice in frame 1"),
+        (json.dumps([entry(track_id=[1])]), "`track_id` of entry 0"),
+    ],
+)
+def test_malformed_json_is_refused_by_name(content, words, tmp_path):
+    path = tmp_path / "bad.json"
+    path.write_text(content)
+    with pytest.raises(InputError) as caught:
+        read_keypoints(path, "coco17")
+    message = str(caught.value)
+    assert words in message
+    assert message.endswith(f"Received: path={str(path)!r}")
+    assert "\n" not in message
+    assert len(message) < 500
+
+
+def npy_with(header):
+    text = header.encode().ljust(117) + b"\n"
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"nothing", "could not be read"),
+        (b"\x93NUMPY\x01\x00\xff", "could not be read"),
+        (npy_with("{'descr': ("), "could not be read"),
+        (npy_with("{'descr': '<f8', 'fortran_order': False, 'shape': (-1, 17, 2), }"), "fit"),
+        (npy_with("[" * 110), "could not be read"),
+        (
+            npy_with("{'descr': '<f8', 'fortran_order': False, 'shape': (10**9, 17, 2)}"),
+            "could not",
+        ),
+        (
+            npy_with("{'descr': '<f8', 'fortran_order': False, 'shape': (999999999, 17, 2), }"),
+            "fit",
+        ),
+        (npy_with("{'descr': '|O', 'fortran_order': False, 'shape': (1, 17, 2), }"), "pickled"),
+    ],
+)
+def test_hostile_arrays_are_refused(content, words, tmp_path):
+    path = tmp_path / "bad.npy"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=words):
+        read_keypoints(path, "coco17")
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.zeros((5, 16, 2)), np.zeros((5, 17, 4)), np.zeros((0, 17, 2)), np.zeros((17, 2)),
+        np.full((5, 17, 2), np.inf), np.full((5, 17, 2), 1e9), np.full((5, 17, 2), "a"),
+        np.full((5, 17, 3), (1.0, 1.0, np.inf)), np.ones((5, 17, 2), bool),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_arrays_of_other_shapes_and_numbers_are_refused(array, tmp_path):
+    np.save(tmp_path / "bad.npy", array)
+    with pytest.raises(InputError, match="`path` must hold keypoints"):
+        read_keypoints(tmp_path / "bad.npy", "coco17")
+
+
+def test_other_files_are_refused(tmp_path):
+    np.savez(tmp_path / "two.npz", a=np.ones(2), b=np.ones(2))
+    (tmp_path / "keypoints.txt").write_text("")
+    (tmp_path / "empty").mkdir()
+    for name in ("two.npz", "keypoints.txt", "empty", "none.json", "none.npz"):
+        with pytest.raises(InputError, match="`path` must hold keypoints"):
+            read_keypoints(tmp_path / name, "coco17")
+    with pytest.raises(InputError, match="`format` must be one of"):
+        read_keypoints(tmp_path / "two.npz", "coco18")
+
+
+def test_files_that_are_too_large_are_refused(tmp_path, monkeypatch):
+    from keras_wsgcn.data import keypoint_files
+
+    monkeypatch.setattr(keypoint_files, "MAX_BYTES", 1000)
+    (tmp_path / "large.json").write_text(json.dumps([entry()] * 10))
+    np.save(tmp_path / "large.npy", np.ones((10, 17, 2)))
+    np.savez_compressed(tmp_path / "large.npz", np.ones((10, 17, 2)))
+    for name in ("large.json", "large.npy", "large.npz"):
+        with pytest.raises(InputError, match="more than 1000"):
+            read_keypoints(tmp_path / name, "coco17")
+    people = np.ones((300, 17, 2))
+    with pytest.raises(InputError, match="at most 200 people"):
+        track_people([(0, people, people[..., 0])], "coco17")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"frames": [1, 0, 2]}, "`frames` must be rising"),
+        ({"frames": [0, 1]}, "`keypoints` must have the shape"),
+        ({"frames": [0, 1, 10**7]}, "at most 1000000 frames"),
+        ({"confidence": np.full((3, 17), np.nan)}, "`confidence` finite"),
+        ({"keypoints": np.full((3, 17, 2), np.inf)}, "`keypoints` must be pixels"),
+        ({"format": "coco"}, "`format` must be one of"),
+    ],
+)
+def test_tracks_that_are_none(changes, words):
+    with pytest.raises(InputError) as caught:
+        track_of(np.ones((3, 17, 3)), **changes)
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"max_gap": -1}, "`max_gap`"),
+        ({"least_confidence": np.nan}, "`least_confidence`"),
+        ({"least_seen": 2.0}, "`least_seen`"),
+        ({"skeleton": "h36m_18"}, "`skeleton` must be one of"),
+    ],
+)
+def test_conversion_checks_its_arguments(arguments, words):
+    with pytest.raises(InputError) as caught:
+        convert_track(track_of(np.ones((3, 17, 3))), **arguments)
+    assert words in str(caught.value)
