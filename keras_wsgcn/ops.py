@@ -70,8 +70,10 @@ def graph_conv(x, kernel, mixing, contraction: Contraction):
     if contraction.transform_first:
         parts = [x] * len(kernels)
     else:
-        mixed = mix_joints(mixing, x)
-        parts = [mixed[rows] for rows in contraction.part_slices]
+        parts = [mix_joints(mixing, x)]
+        if contraction.part_starts:
+            # Not sliced: TensorFlow's gradient of a slice pads it to the whole with zeros.
+            parts = ops.split(parts[0], contraction.part_starts, axis=0)
     products = [
         _multiply(part, part_kernel, len(rows), *gather)
         for part, part_kernel, rows, gather in zip(

@@ -183,10 +183,9 @@ class Contraction:
         )
 
     @cached_property
-    def part_slices(self) -> tuple[slice, ...]:
-        """Where the products of each part stand among all of them."""
-        ends = np.cumsum([len(rows) for rows in self.products]).tolist()
-        return tuple(slice(a, b) for a, b in zip([0, *ends[:-1]], ends, strict=True))
+    def part_starts(self) -> list[int]:
+        """Where the products of each part but the first begin among all of them."""
+        return np.cumsum([len(rows) for rows in self.products])[:-1].tolist()
 
     @property
     def num_products(self) -> int:

@@ -122,6 +122,20 @@ def test_every_scheme_learns_compiled(scheme, rng):
     assert losses[-1] < 0.5 * losses[0]
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(
+    keras.backend.backend() != "torch", reason="the others compile in the test above"
+)
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_every_scheme_compiles_under_torch(scheme, rng):
+    model = build_model(scheme, channels=8, blocks=1)
+    x = rng.uniform(-1, 1, (32, 16, 2)).astype("float32")
+    expected = model.predict(x, verbose=0)
+    model.compile("sgd", "mse", jit_compile=True)
+    np.testing.assert_allclose(model.predict(x, verbose=0), expected, atol=1e-5)
+    assert np.isfinite(model.fit(x, expected, batch_size=32, verbose=0).history["loss"]).all()
+
+
 def test_own_scheme_and_skeleton_without_touching_the_package(rng):
     skeleton = Skeleton(
         "hand", ("wrist", "thumb", "index", "ring"), (-1, 0, 0, 0), extra_edges=[("index", "ring")]
