@@ -9,12 +9,13 @@ parts, and what the kernel of a part varies **per**. Nothing else in the library
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
+from keras_wsgcn import records
 from keras_wsgcn.errors import InputError, check_choice
 from keras_wsgcn.skeletons import Skeleton
 
@@ -45,7 +46,7 @@ PER: dict[str, tuple[Callable[[Skeleton], int], Callable[..., np.ndarray]]] = {
 
 
 @dataclass(frozen=True)
-class Scheme:
+class Scheme(records.Record):
     """A way of sharing kernels between the edges of a skeleton.
 
     Args:
@@ -103,23 +104,6 @@ class Scheme:
         """
         orders = (Contraction(self, skeleton, first) for first in (True, False))
         return min(orders, key=lambda order: (order.num_products, order.flops(inputs, outputs)))
-
-    def get_config(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> "Scheme":
-        """Rebuilds a scheme from `get_config()`.
-
-        Raises:
-            InputError: if `config` is not such a record.
-        """
-        try:
-            return cls(**config)
-        except TypeError as error:
-            raise InputError(
-                f"`config` must hold the fields of a Scheme ({error}). Received: config={config}"
-            ) from None
 
 
 @dataclass(frozen=True)
@@ -268,18 +252,9 @@ def get(identifier: "str | Scheme | Mapping[str, Any]") -> Scheme:
     Raises:
         InputError: if there is none.
     """
-    if isinstance(identifier, Scheme):
-        return identifier
-    if isinstance(identifier, Mapping):
-        return Scheme.from_config(identifier)
-    if isinstance(identifier, str) and identifier in SCHEMES:
-        return SCHEMES[identifier]
-    raise InputError(
-        f"`scheme` must be one of {list(SCHEMES)}, a Scheme or its config. "
-        f"Received: scheme={identifier!r}"
-    )
+    return records.look_up("scheme", identifier, SCHEMES, Scheme)
 
 
 def serialize(scheme: Scheme) -> str | dict[str, Any]:
-    """What a config stores: the name of a row of the table, the record of any other scheme."""
-    return scheme.name if SCHEMES.get(scheme.name) == scheme else scheme.get_config()
+    """What a config stores: the name of a scheme of the library, the record of any other."""
+    return records.serialize(scheme, SCHEMES)

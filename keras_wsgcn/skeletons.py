@@ -5,19 +5,20 @@ The graph, its affinity matrix, the depths and the mirror all derive from one fr
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
+from keras_wsgcn import records
 from keras_wsgcn.errors import InputError
 
 Joint = int | str
 
 
 @dataclass(frozen=True)
-class Skeleton:
+class Skeleton(records.Record):
     """A set of joints and the undirected edges between them.
 
     Joints may be given by name or by index; they are stored as indices.
@@ -153,24 +154,6 @@ class Skeleton:
             f"{len(self.joint_names)}. Received: {argument}={joint!r}"
         )
 
-    def get_config(self) -> dict[str, Any]:
-        """The record as plain lists and strings; `from_config` reads it back."""
-        return {key: _as_lists(value) for key, value in asdict(self).items()}
-
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> "Skeleton":
-        """Rebuilds a skeleton from `get_config()`.
-
-        Raises:
-            InputError: if `config` is not such a record.
-        """
-        try:
-            return cls(**config)
-        except TypeError as error:
-            raise InputError(
-                f"`config` must hold the fields of a Skeleton ({error}). Received: config={config}"
-            ) from None
-
     # --- checks ---------------------------------------------------------------------------------
 
     def _checked_parents(self) -> tuple[int, ...]:
@@ -222,10 +205,6 @@ def _is_name(value: Any) -> bool:
 def _frozen(array: np.ndarray) -> np.ndarray:
     array.setflags(write=False)
     return array
-
-
-def _as_lists(value: Any) -> Any:
-    return [_as_lists(item) for item in value] if isinstance(value, tuple) else value
 
 
 # Each pattern finds the side in a name; what is left around it tells the joint.
@@ -281,18 +260,9 @@ def get(identifier: "str | Skeleton | Mapping[str, Any]") -> Skeleton:
     Raises:
         InputError: if there is none.
     """
-    if isinstance(identifier, Skeleton):
-        return identifier
-    if isinstance(identifier, Mapping):
-        return Skeleton.from_config(identifier)
-    if isinstance(identifier, str) and identifier in SKELETONS:
-        return SKELETONS[identifier]
-    raise InputError(
-        f"`skeleton` must be one of {sorted(SKELETONS)}, a Skeleton or its config. "
-        f"Received: skeleton={identifier!r}"
-    )
+    return records.look_up("skeleton", identifier, SKELETONS, Skeleton)
 
 
 def serialize(skeleton: Skeleton) -> str | dict[str, Any]:
     """What a config stores: the name of a skeleton of the library, the record of any other."""
-    return skeleton.name if SKELETONS.get(skeleton.name) == skeleton else skeleton.get_config()
+    return records.serialize(skeleton, SKELETONS)

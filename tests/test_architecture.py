@@ -9,7 +9,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "keras_wsgcn"
 
 # Each module knows only those before it, and the data modules no model.
-PLAIN = ("errors", "files", "skeletons", "schemes", "budget")
+PLAIN = ("errors", "files", "records", "skeletons", "schemes", "budget")
 KERAS = ("ops", "layers", "models", "saving")
 DATA = (
     "data.cameras", "data.human36m_cameras", "data.views", "data.archive", "data.poses",
