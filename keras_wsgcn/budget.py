@@ -75,19 +75,21 @@ def count_flops(
 
 def solve_channels(
     scheme: str | Scheme,
-    budget: float,
+    budget: float | None = None,
     *,
+    flops: float | None = None,
     blocks: int = 4,
     non_local: bool = False,
     affinity: str = "fixed",
     skeleton: str | Skeleton = "h36m_16",
     multiple_of: int = 1,
 ) -> int:
-    """The channels whose trainable parameters come nearest to `budget`, ties to the smaller.
+    """The channels whose cost comes nearest to a budget, ties to the smaller.
 
     Args:
         scheme: name of a scheme, or a `Scheme`.
         budget: trainable parameters wanted, such as `2.1e6`.
+        flops: operations wanted for one pose, as `count_flops` counts; excludes `budget`.
         blocks: residual blocks of two layers.
         non_local: whether non-local blocks follow the input layer and each residual block.
         affinity: `"fixed"` or `"learned"`.
@@ -107,17 +109,25 @@ def solve_channels(
     """
     model = _Model(scheme, blocks, non_local, affinity, skeleton)
     step = check_integer("multiple_of", multiple_of, least=1)
-    check_number("budget", budget, above=0, below=math.inf)
-    least = step * math.ceil(model.least_channels / step)
-    if budget < model.params(least):
+    if (budget is None) == (flops is None):
         raise InputError(
-            f"`budget` must be at least {model.params(least):,}, what the smallest model of scheme "
-            f"{model.scheme.name!r} ({least} channels) needs. Received: budget={budget!r}"
+            "`budget` or `flops` must be given, and only one of them. "
+            f"Received: budget={budget!r}, flops={flops!r}"
         )
-    # Parameters grow with the channels: walk to the largest model within the budget.
-    channels = least + step * _largest(lambda n: model.params(least + step * n) <= budget)
-    below, above = model.params(channels), model.params(channels + step)
-    return channels if budget - below <= above - budget else channels + step
+    name, wanted, cost = ("budget", budget, model.params)
+    if flops is not None:
+        name, wanted, cost = ("flops", flops, model.flops)
+    wanted = check_number(name, wanted, above=0, below=math.inf)
+    least = step * math.ceil(model.least_channels / step)
+    if wanted < cost(least):
+        raise InputError(
+            f"`{name}` must be at least {cost(least):,}, what the smallest model of scheme "
+            f"{model.scheme.name!r} ({least} channels) needs. Received: {name}={wanted!r}"
+        )
+    # Both costs grow with the channels: walk to the largest model within the budget.
+    channels = least + step * _largest(lambda n: cost(least + step * n) <= wanted)
+    below, above = cost(channels), cost(channels + step)
+    return channels if wanted - below <= above - wanted else channels + step
 
 
 def _largest(holds: Callable[[int], bool]) -> int:

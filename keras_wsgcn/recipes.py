@@ -73,6 +73,8 @@ class TrainConfig:
         for name in ("batch_size", "epochs"):
             check_integer(name, getattr(self, name), least=1)
         check_integer("seed", self.seed, least=0)
+        check_number("dropout", self.dropout, least=0, below=1)
+        check_number("kernel_gain", self.kernel_gain, above=0, below=math.inf)
         check_number("learning_rate", self.learning_rate, above=0, below=math.inf)
         check_number("weight_decay", self.weight_decay, least=0, below=math.inf)
         if self.clip_norm is not None:

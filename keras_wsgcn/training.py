@@ -4,9 +4,12 @@ A run lives in a folder. Its state is one file, `last.keras`, replaced whole aft
 every random choice is a function of (seed, epoch): a run that was killed ends like any other.
 """
 
+import functools
+import importlib
 import json
 import math
 import os
+import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -215,19 +218,41 @@ def subject_mean_mm(poses: PoseDataset, predicted: np.ndarray) -> float:
 
 
 def environment() -> dict[str, str]:
-    """What a run ran on: versions, backend and device."""
+    """What a run ran on: versions, backend and device; in a checkout, its commit."""
     import platform
 
     from keras_wsgcn import __version__
 
-    return {
+    backend = keras.backend.backend()
+    found = {
         "keras_wsgcn": __version__,
         "keras": keras.__version__,
-        "backend": keras.backend.backend(),
+        "backend": backend,
+        backend: importlib.import_module(backend).__version__,
+        "numpy": np.__version__,
         "device": _device(),
         "python": platform.python_version(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
     }
+    commit = _commit()
+    return {**found, "commit": commit} if commit else found
+
+
+@functools.cache
+def _commit() -> str | None:
+    """The commit that the library is a checkout of, with `+` where its files were changed."""
+    package = Path(__file__).parent
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(package), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", Path(__file__).name)  # installed is not checked out
+        changed = git("status", "--porcelain", "--", ".")
+        return git("rev-parse", "--short=12", "HEAD") + "+" * bool(changed)
+    except (OSError, subprocess.CalledProcessError):
+        return None
 
 
 def _seed_dropout(model: keras.Model, rng: np.random.Generator) -> None:

@@ -13,7 +13,9 @@ from typing import Any
 from keras_wsgcn.errors import InputError
 
 
-def add_options(parser: argparse._ActionsContainer, record: type) -> None:
+def add_options(
+    parser: argparse._ActionsContainer, record: type, leave_out: Iterable[str] = ()
+) -> None:
     """Adds one option for each field of a dataclass: type and help come from the record itself.
 
     An option that is not given is left out of the result, so that a recipe's value stays.
@@ -21,10 +23,13 @@ def add_options(parser: argparse._ActionsContainer, record: type) -> None:
     Args:
         parser: where to add them.
         record: a dataclass whose docstring has an `Args:` section.
+        leave_out: fields that get no option.
     """
     described = _described_arguments(record)
     hints = typing.get_type_hints(record)
     for field in dataclasses.fields(record):
+        if field.name in leave_out:
+            continue
         choices = [t for t in _members(hints[field.name]) if t in (str, int, float, bool)]
         parser.add_argument(
             f"--{field.name.replace('_', '-')}",
@@ -68,13 +73,13 @@ def markdown(columns: Iterable, rows: Iterable[Iterable]) -> str:
 def run(command: Callable[[Sequence[str] | None], Any], argv: Sequence[str] | None = None) -> int:
     """Runs a command's `main` and returns its exit status.
 
-    What a user gave wrong ends in one line on stderr and status 2, Ctrl-C in status 130.
+    What a user gave wrong ends in one line on stderr and status 2, Ctrl-C in status 130. Else the
+    status is what `main` returns, 0 if that is nothing.
     """
     try:
-        command(argv)
+        return command(argv) or 0
     except (InputError, ImportError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
-    return 0

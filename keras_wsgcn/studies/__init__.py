@@ -1,0 +1,1 @@
+"""Studies: the paper's tables and Optuna searches, on one machine or many."""

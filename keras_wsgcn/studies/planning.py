@@ -1,0 +1,168 @@
+"""What a study asks of Optuna: its studies, their slots, and how they sample and prune."""
+
+import json
+import os
+import zlib
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+from optuna.storages import RDBStorage
+from optuna.trial import FrozenTrial, TrialState
+
+from keras_wsgcn.budget import AFFINITIES
+from keras_wsgcn.errors import InputError
+from keras_wsgcn.recipes import SCHEDULES, TrainConfig
+from keras_wsgcn.schemes import SCHEMES
+from keras_wsgcn.studies import storage as storages
+from keras_wsgcn.studies.spec import StudySpec, with_settings
+
+_CHOICES = {"scheme": tuple(SCHEMES), "affinity": AFFINITIES, "schedule": SCHEDULES}
+
+
+def storage_of(
+    spec: StudySpec, folder: str | os.PathLike, storage: str | os.PathLike | None = None
+) -> str | os.PathLike:
+    """Where a study's trials are stored."""
+    return storage or Path(folder) / spec.name / "study.sqlite3"
+
+
+def study_names(spec: StudySpec) -> list[str]:
+    """The names of a spec's Optuna studies: one for each cell of a search, else one in all."""
+    if spec.search:
+        return [f"{spec.name}: {cell.label}" for cell in spec.cells]
+    return [spec.name]
+
+
+def plan(
+    spec: StudySpec, folder: str | os.PathLike, storage: str | os.PathLike | None = None
+) -> dict[str, dict[str, Any]]:
+    """The slots of each Optuna study of a spec, as `fill_slots` takes them.
+
+    Raises:
+        InputError: if the study that tunes this one has no result yet.
+    """
+    if spec.search:
+        numbers = range(1, spec.search.trials + 1)
+        return {
+            name: {str(n): _start(spec, cell.config, spec.seeds[0]) for n in numbers}
+            for name, cell in zip(study_names(spec), spec.cells, strict=True)
+        }
+    tuned = best_settings(spec.tuned_by, folder, storage) if spec.tuned_by else {}
+    slots = {}
+    for seed in spec.seeds:
+        for cell in spec.cells:
+            settings = tuned.get(cell.config.scheme, {})
+            name = " ".join(filter(None, (cell.label, f"seed={seed}")))
+            slots[name] = _start(spec, with_settings(cell.config, settings), seed, fixed=True)
+    return {spec.name: slots}
+
+
+def _start(spec: StudySpec, config: TrainConfig, seed: int, fixed: bool = False) -> dict[str, Any]:
+    config = with_settings(config, {"seed": seed})
+    attributes = {"config": config.get_config(), "data": dict(spec.data)}
+    settings = dict.fromkeys([*spec.config, *(name for block in spec.grid for name in block)])
+    names = [*settings, "seed"] if fixed else []
+    distributions = {
+        name: distribution
+        for name in names
+        if (distribution := _distribution(name, getattr(config, name, None)))
+    }
+    return {
+        "attributes": json.loads(json.dumps(attributes)),
+        "params": {name: getattr(config, name) for name in distributions},
+        "distributions": distributions,
+    }
+
+
+def _distribution(name: str, value: Any) -> BaseDistribution | None:
+    """What a fixed parameter is to Optuna: as wide as can be, so that a list can grow."""
+    if name in _CHOICES and value in _CHOICES[name]:
+        return CategoricalDistribution(_CHOICES[name])
+    if isinstance(value, bool):
+        return CategoricalDistribution((False, True))
+    if isinstance(value, int):
+        return IntDistribution(0, max(value, 2**31))
+    return FloatDistribution(0.0, max(value, 1e12)) if isinstance(value, float) else None
+
+
+def open_study(
+    storage: RDBStorage, spec: StudySpec, name: str, slots: dict[str, Any] | None = None
+) -> optuna.Study:
+    """The Optuna study of a spec, its slots filled if they are given."""
+    search = spec.search
+    objectives = search.objectives if search else ("val_mpjpe_mm",)
+    startup = max(3, min(10, search.trials // 3)) if search else 0
+    study = storages.open_study(
+        storage,
+        name,
+        objectives,
+        sampler=SlotSampler(search.seed, startup) if search else None,
+        pruner=optuna.pruners.MedianPruner(n_startup_trials=startup, n_warmup_steps=1),
+    )
+    if slots is not None:
+        storages.fill_slots(study, storage, slots)
+    return study
+
+
+class SlotSampler(optuna.samplers.BaseSampler):
+    """TPE whose random numbers follow from a seed and the slot.
+
+    One worker draws the same trials whether or not it was interrupted in between.
+    """
+
+    def __init__(self, seed: int, startup: int):
+        self.seed, self.startup = seed, startup
+        self._sampler = self._seeded("")
+
+    def _seeded(self, text: str) -> optuna.samplers.TPESampler:
+        return optuna.samplers.TPESampler(
+            seed=zlib.crc32(f"{self.seed} {text}".encode()),
+            n_startup_trials=self.startup,
+            multivariate=True,
+            constant_liar=True,  # workers keep away from what others are trying
+        )
+
+    def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
+        self._sampler = self._seeded(f"{study.study_name} {trial.user_attrs.get('slot')}")
+        self._sampler.before_trial(study, trial)
+
+    def infer_relative_search_space(self, study, trial):
+        return self._sampler.infer_relative_search_space(study, trial)
+
+    def sample_relative(self, study, trial, search_space):
+        return self._sampler.sample_relative(study, trial, search_space)
+
+    def sample_independent(self, study, trial, param_name, param_distribution):
+        return self._sampler.sample_independent(study, trial, param_name, param_distribution)
+
+    def after_trial(self, study, trial, state, values):
+        self._sampler.after_trial(study, trial, state, values)
+
+
+def is_open(study: optuna.Study) -> bool:
+    """Whether a slot of a study is not settled yet."""
+    slots = storages.trials_by_slot(study).values()
+    return not all(any(storages.is_settled(trial) for trial in trials) for trials in slots)
+
+
+def best_settings(
+    spec: StudySpec, folder: str | os.PathLike, storage: str | os.PathLike | None = None
+) -> dict[Any, dict[str, Any]]:
+    """The best searched settings for each scheme of a finished search with one objective."""
+    opened = storages.open_storage(storage_of(spec, folder, storage))
+    found = {}
+    for name, cell in zip(study_names(spec), spec.cells, strict=True):
+        study = open_study(opened, spec, name)
+        if is_open(study) or not study.get_trials(states=(TrialState.COMPLETE,)):
+            raise InputError(
+                f"`tuned_by` must be finished: run {spec.name!r} first. Received: {name!r} open"
+            )
+        found[cell.config.scheme] = dict(study.best_params)
+    return found

@@ -1,0 +1,401 @@
+"""`StudySpec`: what a study trains, read from TOML and checked before any work is done.
+
+A study is a list of cells, the product of its grid. With `[search]` every cell is an Optuna study
+of its own; without, every cell is trained once for each seed.
+"""
+
+import itertools
+import json
+import math
+import os
+import tomllib
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from keras_wsgcn import schemes
+from keras_wsgcn.budget import count_flops, count_params, solve_channels
+from keras_wsgcn.errors import InputError, check_choice, check_integer, check_number
+from keras_wsgcn.recipes import RECIPES, TrainConfig
+
+# What an objective can be; all of them are minimised.
+OBJECTIVES = ("val_mpjpe_mm", "params", "forward_mflop", "latency_ms")
+# How a cell can say its size; they exclude each other.
+SIZES = ("budget", "channels", "forward_mflop")
+_DATA_OPTIONS = {
+    "source": (str,),
+    "stride": (int,),
+    "noise_px": (int, float),
+    "train_cameras": (str,),
+    "mixed_trunks": (bool,),
+    "validation": (list,),
+    "test": (list,),
+    "seed": (int,),
+}
+_SETTINGS = tuple(f.name for f in fields(TrainConfig) if f.name not in ("seed", "skeleton"))
+
+
+@dataclass(frozen=True)
+class Range:
+    """What a searched parameter can be.
+
+    Args:
+        low: smallest value.
+        high: largest value.
+        log: whether to search its logarithm.
+        choices: the values, instead of `low` and `high`; `"all"` for the scheme means every one.
+
+    Raises:
+        InputError: if it is neither, or empty.
+    """
+
+    low: float | None = None
+    high: float | None = None
+    log: bool = False
+    choices: tuple = ()
+
+    def __post_init__(self):
+        if self.choices:
+            if self.low is not None or self.high is not None or self.log:
+                raise InputError(
+                    "`choices` must stand alone, without low, high and log. "
+                    f"Received: {asdict(self)}"
+                )
+            return
+        check_number("low", self.low, below=math.inf)
+        check_number("high", self.high, least=self.low or -math.inf, below=math.inf)
+        if self.log:
+            check_number("low", self.low, above=0, below=math.inf)
+
+
+@dataclass(frozen=True)
+class Search:
+    """How Optuna searches in each cell.
+
+    Args:
+        trials: how many trials each cell gets.
+        objectives: what to minimise: `"val_mpjpe_mm"`, `"params"`, `"forward_mflop"` or
+            `"latency_ms"`. One of them, or several with a Pareto front.
+        space: the range of each searched setting of `TrainConfig`.
+        prune: whether hopeless trials end early; only with one objective.
+        seed: of the sampler.
+
+    Raises:
+        InputError: if a value is out of range.
+    """
+
+    trials: int
+    space: Mapping[str, Range]
+    objectives: tuple[str, ...] = ("val_mpjpe_mm",)
+    prune: bool = True
+    seed: int = 0
+
+    def __post_init__(self):
+        check_integer("trials", self.trials, least=1)
+        check_integer("seed", self.seed, least=0)
+        for objective in self.objectives:
+            check_choice("objectives", objective, OBJECTIVES)
+        if not self.objectives or len(set(self.objectives)) < len(self.objectives):
+            raise InputError(
+                f"`objectives` must be one or more of {list(OBJECTIVES)}, each once. "
+                f"Received: objectives={list(self.objectives)}"
+            )
+        if not self.space:
+            raise InputError("`space` must have a parameter to search. Received: space={}")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One setting of a study: its name within the study, and what it trains."""
+
+    label: str
+    config: TrainConfig
+
+
+@dataclass(frozen=True)
+class StudySpec:
+    """A study.
+
+    Args:
+        name: what the study is called; the file's name by default.
+        data: `source`, as `load_splits` takes it, and further arguments of it such as `stride`.
+        grid: blocks of settings; the cells are the product of the lists in each block. Beside the
+            settings of `TrainConfig`, `forward_mflop` gives the size as floating-point operations.
+        title: a line for reports.
+        note: a paragraph for reports.
+        recipe: name of the recipe that the study starts from.
+        config: settings of every cell, on top of the recipe.
+        seeds: a fixed list of trials trains each cell with each of them; a search with the first.
+            Without seeds nothing is trained.
+        search: how to search in each cell, or `None` for a fixed list of trials.
+        tuned_by: another study, a search with one objective, whose best settings for its scheme
+            each cell takes over; in a file, the name of a file beside it.
+        paper_table: the table of the paper to set the results beside.
+
+    Raises:
+        InputError: if a value is out of range or a setting unknown.
+    """
+
+    name: str
+    data: Mapping[str, Any]
+    grid: tuple[Mapping[str, Any], ...]
+    title: str = ""
+    note: str = ""
+    recipe: str = "cmu"
+    config: Mapping[str, Any] = field(default_factory=dict)
+    seeds: tuple[int, ...] = (0,)
+    search: Search | None = None
+    tuned_by: "StudySpec | None" = None
+    paper_table: int | None = None
+
+    def __post_init__(self):
+        check_choice("recipe", self.recipe, RECIPES)
+        _check_keys("data", self.data, _DATA_OPTIONS)
+        if "source" not in self.data:
+            raise InputError(f"`data` must name a `source`. Received: data={dict(self.data)}")
+        for name, value in self.data.items():
+            if not isinstance(value, _DATA_OPTIONS[name]):
+                kinds = " or ".join(kind.__name__ for kind in _DATA_OPTIONS[name])
+                raise InputError(f"`data.{name}` must be {kinds}. Received: {name}={value!r}")
+        for seed in self.seeds:
+            check_integer("seeds", seed, least=0)
+        if not self.grid:
+            raise InputError("`grid` must have a block. Received: grid=[]")
+        _check_keys("config", self.config, (*_SETTINGS, "skeleton"))
+        for block in self.grid:
+            _check_keys("grid", block, (*_SETTINGS, "forward_mflop"))
+        if self.search:
+            self._check_search(self.search)
+        if self.tuned_by:
+            self._check_tuning(self.tuned_by)
+        for cell in self.cells:
+            solve(cell.config)
+
+    def _check_search(self, search: Search) -> None:
+        if not self.seeds:
+            raise InputError("`seeds` must hold the seed of the search. Received: seeds=[]")
+        _check_keys("search.space", search.space, _SETTINGS)
+        searched = [name for name in SIZES if name in search.space]
+        for name in search.space:
+            if any(name in block for block in self.grid):
+                raise InputError(
+                    f"`search.space` must leave out what the grid sets. Received: {name}"
+                )
+        if len(searched) > 1:
+            raise InputError(f"`search.space` must have one size at most. Received: {searched}")
+        for cell in self.cells:
+            for values in corners(search.space):
+                solve(with_settings(cell.config, values))
+
+    def _check_tuning(self, tuning: "StudySpec") -> None:
+        if not tuning.search or len(tuning.search.objectives) > 1:
+            raise InputError(
+                f"`tuned_by` must be a search with one objective. Received: {tuning.name!r}"
+            )
+        tuned = {cell.config.scheme for cell in tuning.cells}
+        if missing := {cell.config.scheme for cell in self.cells} - tuned:
+            raise InputError(
+                f"`tuned_by` must tune every scheme of the grid. Received: {tuning.name!r}, "
+                f"without {sorted(map(str, missing))}"
+            )
+
+    @property
+    def cells(self) -> list[Cell]:
+        """What the study trains, in the order of the grid."""
+        start = with_settings(RECIPES[self.recipe], self.config)
+        settings = [
+            dict(zip(block, values, strict=True))
+            for block in self.grid
+            for values in itertools.product(*(_values(*item) for item in block.items()))
+        ]
+        names = list(dict.fromkeys(name for setting in settings for name in setting))
+        varying = [n for n in names if len({str(setting.get(n)) for setting in settings}) > 1]
+        cells = [
+            Cell(_label(setting, varying or names), with_settings(start, setting))
+            for setting in settings
+        ]
+        if len({cell.label for cell in cells}) < len(cells):
+            labels = [cell.label for cell in cells]
+            raise InputError(f"`grid` must hold each cell once. Received: {labels}")
+        return cells
+
+    def get_config(self) -> dict[str, Any]:
+        """The study as JSON and TOML can hold it; `from_config` reads it back."""
+        return _without_none(json.loads(json.dumps(asdict(self))))
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> "StudySpec":
+        """Builds a study from plain lists and tables.
+
+        Raises:
+            InputError: if a key is unknown or a value out of range; the message names the key.
+        """
+        _check_keys("study", config, [f.name for f in fields(cls)])
+        values = dict(config)
+        for name, kind in (("data", Mapping), ("config", Mapping), ("grid", list)):
+            wanted = "table" if kind is Mapping else "list of tables"
+            if name in values and not isinstance(values[name], kind):
+                raise InputError(f"`{name}` must be a {wanted}. Received: {values[name]!r}")
+        if missing := [name for name in ("data", "grid") if name not in values]:
+            raise InputError(f"`{missing[0]}` must be given. Received: keys {sorted(values)}")
+        if not all(isinstance(block, Mapping) for block in values["grid"]):
+            raise InputError(f"`grid` must be a list of tables. Received: {values['grid']!r}")
+        if isinstance(seeds := values.get("seeds", [0]), list):
+            values["seeds"] = tuple(seeds)
+        else:
+            raise InputError(f"`seeds` must be a list of integers. Received: seeds={seeds!r}")
+        values["grid"] = tuple(values["grid"])
+        if "search" in values:
+            values["search"] = _search(values["search"])
+        if "tuned_by" in values:
+            values["tuned_by"] = cls.from_config(values["tuned_by"])
+        return cls(**values)
+
+
+def load_spec(path: str | os.PathLike, **changes: Any) -> StudySpec:
+    """Reads a study from a TOML file.
+
+    Args:
+        path: the file.
+        **changes: fields that replace the file's, such as `seeds` or `name`.
+
+    Returns:
+        The study.
+
+    Raises:
+        InputError: if the file is no study; the message names the file and the key.
+    """
+    path = Path(path)
+    try:
+        config = tomllib.loads(path.read_text(encoding="utf-8"))
+        if isinstance(tuning := config.get("tuned_by"), str):
+            config["tuned_by"] = load_spec(path.with_name(f"{tuning}.toml")).get_config()
+        return StudySpec.from_config({"name": path.stem, **config, **changes})
+    except FileNotFoundError:
+        found = sorted(str(p) for p in path.parent.glob("*.toml"))
+        raise InputError(
+            f"`spec` must be a TOML file, such as {found or 'studies/table3.toml'}. "
+            f"Received: spec={str(path)!r}"
+        ) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, InputError) as error:
+        raise InputError(f"{path}: {error}") from None
+
+
+def _without_none(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_none(item) for key, item in value.items() if item is not None}
+    return [_without_none(item) for item in value] if isinstance(value, list) else value
+
+
+def merge_settings(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """`settings` with some changed; of the sizes, which exclude each other, the new one stays."""
+    sizes = [name for name in SIZES if name in changes]
+    if len(sizes) > 1:
+        raise InputError(f"`{sizes[0]}` must stand alone. Received: {sizes} together")
+    return {k: v for k, v in settings.items() if not sizes or k not in SIZES} | dict(changes)
+
+
+def with_settings(config: TrainConfig, settings: Mapping[str, Any]) -> TrainConfig:
+    """`config` with some settings of a study changed, `forward_mflop` among them."""
+    changes = merge_settings({"budget": config.budget, "channels": config.channels}, settings)
+    changes = {"budget": None, "channels": None} | changes
+    mflop = changes.pop("forward_mflop", None)
+    config = replace(config, **changes)
+    if mflop is None:
+        return config
+    size = {name: getattr(config, name) for name in _SIZE_SETTINGS}
+    return replace(config, channels=solve_channels(config.scheme, flops=1e6 * mflop, **size))
+
+
+_SIZE_SETTINGS = ("blocks", "non_local", "affinity", "skeleton")
+
+
+def solve(config: TrainConfig) -> dict[str, Any]:
+    """The size of a configuration: `channels`, `params`, and `forward_mflop` a pose."""
+    size = {name: getattr(config, name) for name in _SIZE_SETTINGS}
+    channels = config.channels or 128
+    if config.budget is not None:
+        channels = solve_channels(config.scheme, config.budget, **size)
+    return {
+        "channels": channels,
+        "params": count_params(config.scheme, channels, **size),
+        "forward_mflop": round(count_flops(config.scheme, channels, **size) / 1e6, 4),
+    }
+
+
+def corners(space: Mapping[str, Range]) -> Iterable[dict[str, Any]]:
+    """The settings with every parameter at its lowest, and at its highest, and every choice."""
+    ends = {name: bounds.choices or (bounds.low, bounds.high) for name, bounds in space.items()}
+    for number in range(max(map(len, ends.values()))):
+        yield {name: values[min(number, len(values) - 1)] for name, values in ends.items()}
+
+
+def is_integer(name: str) -> bool:
+    """Whether a setting of `TrainConfig` is a whole number."""
+    hint = typing.get_type_hints(TrainConfig)[name]
+    kinds = set(typing.get_args(hint) or (hint,)) - {type(None)}
+    return kinds == {int}
+
+
+def _search(table: Any) -> Search:
+    if not isinstance(table, Mapping):
+        raise InputError(f"`search` must be a table. Received: search={table!r}")
+    _check_keys("search", table, [f.name for f in fields(Search)])
+    values = dict(table)
+    if missing := [name for name in ("trials", "space") if name not in values]:
+        raise InputError(f"`search.{missing[0]}` must be given. Received: {sorted(values)}")
+    if not isinstance(values["space"], Mapping):
+        raise InputError(f"`search.space` must be a table. Received: {values['space']!r}")
+    values["objectives"] = tuple(values.get("objectives", Search.objectives))
+    values["space"] = {name: _range(name, item) for name, item in values["space"].items()}
+    return Search(**values)
+
+
+def _range(name: str, table: Any) -> Range:
+    known = [f.name for f in fields(Range)]
+    if not isinstance(table, Mapping):
+        raise InputError(f"`search.space.{name}` must be a table of {known}. Received: {table!r}")
+    _check_keys(f"search.space.{name}", table, known)
+    try:
+        found = Range(**{**table, "choices": _choices(name, table.get("choices", []))})
+    except InputError as error:
+        raise InputError(f"In `search.space.{name}`: {error}") from None
+    numeric = name in _SETTINGS and not found.choices
+    if numeric and is_integer(name) and any(v != int(v) for v in (found.low, found.high)):  # type: ignore[arg-type]
+        raise InputError(f"`search.space.{name}` must have whole numbers. Received: {dict(table)}")
+    return found
+
+
+def _choices(name: str, choices: Any) -> tuple:
+    if name == "scheme" and choices == "all":
+        return tuple(schemes.SCHEMES)
+    if not isinstance(choices, list):
+        raise InputError(f"`choices` must be a list. Received: choices={choices!r}")
+    return tuple(choices)
+
+
+def _values(name: str, value: Any) -> list[Any]:
+    if name == "scheme" and value == "all":
+        return list(schemes.SCHEMES)
+    return value if isinstance(value, list) else [value]
+
+
+def _label(setting: Mapping[str, Any], names: Iterable[str]) -> str:
+    parts = [
+        str(setting[name]) if name == "scheme" else f"{name}={_short(setting[name])}"
+        for name in names
+        if name in setting
+    ]
+    return " ".join(parts)
+
+
+def _short(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _check_keys(name: str, table: Mapping[str, Any], known: Iterable[str]) -> None:
+    known = list(known)
+    if unknown := [key for key in table if key not in known]:
+        raise InputError(f"`{name}` must have keys among {known}. Received: {unknown}")

@@ -1,0 +1,252 @@
+"""Where trials live: an Optuna storage, and the slots that give each trial out exactly once.
+
+Every trial that a study wants is a *slot*. A slot is settled when a trial of it ended by itself,
+and open when none is waiting, running or settled: then, and only then, a trial is put in the
+queue. Whoever fills or claims slots holds the storage's lock, so that any number of processes may.
+"""
+
+import contextlib
+import os
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.storages import RDBStorage
+from optuna.trial import FrozenTrial, TrialState
+
+from keras_wsgcn.errors import InputError
+
+# A process that is killed is noticed after GRACE times the heartbeat.
+HEARTBEAT_SECONDS = 10
+GRACE = 6
+# How a trial can end by itself; any other failed trial is tried again.
+OUTCOMES = ("finished", "pruned", "diverged", "out_of_memory")
+
+
+def open_storage(location: str | os.PathLike, heartbeat_seconds: int | None = None) -> RDBStorage:
+    """Opens a storage, making it if need be.
+
+    Args:
+        location: a path, for a SQLite file, or a URL such as `postgresql://user@host/database`.
+        heartbeat_seconds: how often a running trial says that it is alive. After six times
+            that, without a sign, it counts as dead. By default 10 s.
+
+    Returns:
+        The storage.
+
+    Raises:
+        InputError: if it cannot be opened.
+    """
+    import sqlalchemy.exc
+
+    url = storage_url(location)
+    seconds = heartbeat_seconds or HEARTBEAT_SECONDS
+    if url.startswith("sqlite"):
+        Path(url.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+        arguments: dict[str, Any] = {"connect_args": {"timeout": 60}}
+    else:
+        arguments = {"pool_pre_ping": True}
+    try:
+        with _creation_lock(url), _quietly():  # Optuna makes the tables one by one
+            return RDBStorage(
+                url,
+                engine_kwargs=arguments,
+                heartbeat_interval=seconds,
+                grace_period=GRACE * seconds,
+            )
+    except (sqlalchemy.exc.SQLAlchemyError, RuntimeError, AssertionError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(
+            f"`storage` must be a SQLite file or the URL of a database that Optuna can use "
+            f"({reason}). Received: storage={str(location)!r}"
+        ) from None
+
+
+def storage_url(location: str | os.PathLike) -> str:
+    """The URL of a storage: itself, or that of a SQLite file."""
+    text = str(location)
+    return text if "://" in text else f"sqlite:///{Path(text).absolute()}"
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """Without the notes that heartbeats are experimental, and that a study was made."""
+    level = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            yield
+    finally:
+        optuna.logging.set_verbosity(level)
+
+
+def _creation_lock(url: str) -> contextlib.AbstractContextManager:
+    return _file_lock(url) if url.startswith("sqlite") else contextlib.nullcontext()
+
+
+def _file_lock(url: str) -> contextlib.AbstractContextManager:
+    import filelock
+
+    return filelock.FileLock(f"{url.removeprefix('sqlite:///')}.lock")
+
+
+@contextlib.contextmanager
+def exclusive(storage: RDBStorage) -> Iterator[None]:
+    """Holds a storage for one process among all that use it; a killed process lets go of it."""
+    if storage.url.startswith("sqlite"):
+        with _file_lock(storage.url):
+            yield
+        return
+    import sqlalchemy
+
+    with storage.engine.connect() as connection:
+        locked = {"key": 0x77736763}  # any number will do: "wsgc"
+        connection.execute(sqlalchemy.text("SELECT pg_advisory_lock(:key)"), locked)
+        connection.commit()
+        try:
+            yield
+        finally:
+            connection.execute(sqlalchemy.text("SELECT pg_advisory_unlock(:key)"), locked)
+            connection.commit()
+
+
+def open_study(
+    storage: RDBStorage, name: str, objectives: tuple[str, ...], **arguments: Any
+) -> optuna.Study:
+    """The study of that name, made if need be, minimising `objectives`.
+
+    Raises:
+        InputError: if there is one with other objectives.
+    """
+    with exclusive(storage), _quietly():
+        study = optuna.create_study(
+            study_name=name,
+            storage=storage,
+            directions=["minimize"] * len(objectives),
+            load_if_exists=True,
+            **arguments,
+        )
+        if study.metric_names is None and not study.get_trials(deepcopy=False):
+            study.set_metric_names(list(objectives))
+    if study.metric_names != list(objectives):
+        raise InputError(
+            f"`name` must be new where the objectives change. Received: name={name!r}, whose "
+            f"objectives are {study.metric_names}, with objectives={list(objectives)}"
+        )
+    return study
+
+
+def fill_slots(study: optuna.Study, storage: RDBStorage, slots: Mapping[str, Mapping]) -> None:
+    """Puts a trial in the queue for every slot that is open.
+
+    Args:
+        study: an Optuna study.
+        storage: its storage.
+        slots: for each slot's name what its trial starts from, `attributes` that go into the
+            trial's `start`; and the `params` that are known, with their `distributions`.
+
+    Raises:
+        InputError: if the study holds a slot of that name that starts from something else.
+    """
+    with exclusive(storage):
+        found = trials_by_slot(study)
+        for name, start in slots.items():
+            for trial in found.get(name, []):
+                _check_same_start(study.study_name, name, trial, start)
+        for name, start in slots.items():
+            if name not in found:
+                study.add_trial(
+                    optuna.create_trial(
+                        state=TrialState.WAITING,
+                        params=start["params"],
+                        distributions=start["distributions"],
+                        user_attrs={"slot": name, "start": start["attributes"]},
+                    )
+                )
+        _reopen(study)
+
+
+def reopen_slots(study: optuna.Study, storage: RDBStorage) -> bool:
+    """Notices trials whose process died, and queues every slot that is open again.
+
+    A slot whose trial was killed, interrupted or failed for a reason of the moment gets a new
+    trial with the same parameters.
+
+    Returns:
+        Whether some slot is not settled yet.
+    """
+    with exclusive(storage), _quietly():
+        optuna.storages.fail_stale_trials(study)
+        _reopen(study)
+        return any(is_live(trial) for trials in trials_by_slot(study).values() for trial in trials)
+
+
+def _reopen(study: optuna.Study) -> None:
+    for trials in trials_by_slot(study).values():
+        if not any(is_live(trial) or is_settled(trial) for trial in trials):
+            _retry(study, trials[-1])
+
+
+def _retry(study: optuna.Study, trial: FrozenTrial) -> None:
+    before = trial.system_attrs
+    history = [*before.get("retry_history", []), trial.number]
+    study.add_trial(
+        optuna.create_trial(
+            state=TrialState.WAITING,
+            params=trial.params,
+            distributions=trial.distributions,
+            user_attrs={key: trial.user_attrs[key] for key in ("slot", "start")},
+            # As Optuna's own retries: `retried_trial_number` and `retry_history` read them.
+            system_attrs={
+                **before, "failed_trial": before.get("failed_trial", trial.number),
+                "retry_history": history,
+            },
+        )
+    )  # fmt: skip
+
+
+def _check_same_start(study: str, slot: str, trial: FrozenTrial, start: Mapping) -> None:
+    found, wanted = trial.user_attrs["start"], start["attributes"]
+    if found != wanted:
+        differing = sorted(
+            f"{part}.{key}"
+            for part in wanted
+            for key in {*wanted[part], *found.get(part, {})}
+            if wanted[part].get(key) != found.get(part, {}).get(key)
+        )
+        raise InputError(
+            f"`name` must be new where a study's settings change. Received: name={study!r}, "
+            f"whose slot {slot!r} differs in {differing}"
+        )
+
+
+def trials_by_slot(study: optuna.Study) -> dict[str, list[FrozenTrial]]:
+    """The trials of each slot, oldest first."""
+    slots: dict[str, list[FrozenTrial]] = {}
+    for trial in study.get_trials(deepcopy=False):
+        if (slot := trial.user_attrs.get("slot")) is not None:
+            slots.setdefault(slot, []).append(trial)
+    return slots
+
+
+def is_live(trial: FrozenTrial) -> bool:
+    """Whether a trial waits or runs."""
+    return trial.state in (TrialState.WAITING, TrialState.RUNNING)
+
+
+def is_settled(trial: FrozenTrial) -> bool:
+    """Whether a trial ended by itself: with a result, pruned, or for want of memory."""
+    finished = trial.state in (TrialState.COMPLETE, TrialState.PRUNED)
+    return finished or (trial.state == TrialState.FAIL and outcome(trial) in OUTCOMES)
+
+
+def outcome(trial: FrozenTrial) -> str:
+    """How a trial ended, or `"running"`, `"waiting"` or `"failed"`."""
+    if is_live(trial):
+        return trial.state.name.lower()
+    if trial.state == TrialState.COMPLETE:
+        return "finished"
+    return trial.user_attrs.get("outcome", "failed")

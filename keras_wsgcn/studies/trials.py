@@ -1,0 +1,274 @@
+"""One trial of a study: train, evaluate, and record all that is needed to repeat and report it."""
+
+import gc
+import hashlib
+import json
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import filelock
+import keras
+import numpy as np
+import optuna
+
+from keras_wsgcn.data.cmu import SEEN_ACTIONS
+from keras_wsgcn.data.poses import PoseDataset, Splits
+from keras_wsgcn.data.sources import load_splits
+from keras_wsgcn.evaluation import ERRORS, evaluate, headline
+from keras_wsgcn.recipes import TrainConfig
+from keras_wsgcn.saving import read_metadata
+from keras_wsgcn.studies.spec import Search, is_integer, solve, with_settings
+from keras_wsgcn.training import DivergenceError, TrainResult, environment, train
+
+_LATENCY_CALLS = 100
+# How each backend says that memory ran out; torch and TensorFlow have types of their own for it.
+_NO_MEMORY_NAMES = {"OutOfMemoryError", "ResourceExhaustedError", "MemoryError"}
+_NO_MEMORY_WORDS = ("RESOURCE_EXHAUSTED", "out of memory", "can't allocate memory")
+
+
+class OutOfMemoryError(RuntimeError):
+    """A trial needed more memory than there is."""
+
+
+class Objective:
+    """What Optuna calls for each trial.
+
+    Args:
+        search: how parameters are searched, or `None` where a trial is fixed.
+        folder: where the runs of trials live, each under a name that follows from its settings:
+            a run that another study has finished is not trained again.
+        on_start: called when a trial begins.
+        on_epoch: called after each epoch; may raise.
+    """
+
+    def __init__(
+        self,
+        search: Search | None,
+        folder: Path,
+        on_start: Callable[[], None] = lambda: None,
+        on_epoch: Callable[[], None] = lambda: None,
+    ):
+        self.search, self.folder = search, folder
+        self.on_start, self.on_epoch = on_start, on_epoch
+        self._loaded: tuple[str, Splits] | None = None
+
+    def __call__(self, trial: optuna.Trial) -> tuple[float, ...]:
+        self.on_start()
+        began = time.time()
+        try:
+            values = self._run(trial)
+            _end(trial, "finished", began)
+            return values
+        except optuna.TrialPruned:
+            _end(trial, "pruned", began)
+            raise
+        except DivergenceError as error:
+            # Pruned, not failed: samplers learn nothing from failed trials.
+            _end(trial, "diverged", began, str(error))
+            raise optuna.TrialPruned(str(error)) from error
+        except KeyboardInterrupt:
+            _end(trial, "interrupted", began)
+            raise
+        except Exception as error:
+            if is_out_of_memory(error):
+                _end(trial, "out_of_memory", began, first_line(error))
+                raise OutOfMemoryError(first_line(error)) from error
+            _end(trial, "failed", began, f"{type(error).__name__}: {first_line(error)}")
+            raise
+
+    def _run(self, trial: optuna.Trial) -> tuple[float, ...]:
+        keras.utils.clear_session()  # frees the last trial's model
+        gc.collect()
+        start = trial.user_attrs["start"]
+        config = TrainConfig.from_config(start["config"])
+        if self.search:
+            config = with_settings(config, suggest(trial, self.search))
+        size = solve(config)
+        # By its channels, so that equal models at whatever budget are the same run.
+        config = with_settings(config, {"channels": size["channels"]})
+        trial.set_user_attr("config", config.get_config())
+        trial.set_user_attr("size", size)
+        data = self._load(start["data"], config)
+        folder = run_folder(self.folder, config, start["data"])
+        trial.set_user_attr("folder", folder.name)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with filelock.FileLock(folder.with_suffix(".lock")):
+            result = train(
+                config,
+                data,
+                folder,
+                callbacks=[self._reporter(trial, folder)],
+                facts=start["data"],
+                verbose=False,
+            )
+        record = record_run(result, data, test=self.search is None)
+        for name, value in record.items():
+            trial.set_user_attr(name, value)
+        if self.search is None:
+            return (record["metrics"]["val_mpjpe_mm"],)
+        measured = {**size, **record["metrics"]}
+        if "latency_ms" in self.search.objectives:
+            measured["latency_ms"] = latency_ms({"": result.model})[""]
+            trial.set_user_attr("latency_ms", measured["latency_ms"])
+        return tuple(float(measured[name]) for name in self.search.objectives)
+
+    def _load(self, options: Mapping[str, Any], config: TrainConfig) -> Splits:
+        key = json.dumps([options, config.get_config()["skeleton"]], sort_keys=True)
+        if not self._loaded or self._loaded[0] != key:
+            rest = {name: value for name, value in options.items() if name != "source"}
+            self._loaded = (key, load_splits(options["source"], skeleton=config.skeleton, **rest))
+        return self._loaded[1]
+
+    def _reporter(self, trial: optuna.Trial, folder: Path) -> keras.callbacks.Callback:
+        prunes = self.search is not None and self.search.prune
+        prunes = prunes and len(trial.study.directions) == 1
+
+        def report(row: Mapping[str, Any], epoch: int) -> None:
+            self.on_epoch()
+            if prunes:
+                trial.report(row["val_mpjpe_mm"], epoch)
+                if trial.should_prune():
+                    trial.set_user_attr("history", _rows(_history(folder)))
+                    raise optuna.TrialPruned(f"after epoch {epoch}")
+
+        class Reporter(keras.callbacks.Callback):
+            def on_train_begin(self, logs=None):
+                for row in _history(folder):  # the epochs before a resume
+                    report(row, row["epoch"])
+
+            def on_epoch_end(self, epoch, logs=None):
+                report(logs, epoch + 1)
+
+        return Reporter()
+
+
+def _history(folder: Path) -> list[dict[str, Any]]:
+    path = folder / "last.keras"
+    return read_metadata(path)["training"]["history"] if path.exists() else []
+
+
+def _end(trial: optuna.Trial, outcome: str, began: float, reason: str = "") -> None:
+    trial.set_user_attr("outcome", outcome)
+    trial.set_user_attr("seconds", round(time.time() - began, 1))
+    if reason:
+        trial.set_user_attr("reason", reason)
+    if "environment" not in trial.user_attrs:
+        trial.set_user_attr("environment", environment())
+
+
+def suggest(trial: optuna.Trial, search: Search) -> dict[str, Any]:
+    """Asks Optuna for the searched settings."""
+    found: dict[str, Any] = {}
+    for name, bounds in search.space.items():
+        if bounds.choices:
+            found[name] = trial.suggest_categorical(name, list(bounds.choices))
+        elif is_integer(name):
+            found[name] = trial.suggest_int(
+                name, int(bounds.low or 0), int(bounds.high or 0), log=bounds.log
+            )
+        else:
+            found[name] = trial.suggest_float(
+                name, float(bounds.low or 0), float(bounds.high or 0), log=bounds.log
+            )
+    return found
+
+
+def run_folder(folder: Path, config: TrainConfig, data: Mapping[str, Any]) -> Path:
+    """Where a run lives: a name that follows from its settings, its data and the backend."""
+    backend = keras.backend.backend()
+    record = json.dumps([config.get_config(), data, backend], sort_keys=True)
+    scheme = config.scheme if isinstance(config.scheme, str) else config.scheme.name
+    source = Path(data["source"]).stem
+    digest = hashlib.sha256(record.encode()).hexdigest()[:12]
+    return folder / f"{source}-{backend}-{scheme}-{digest}"
+
+
+def record_run(result: TrainResult, data: Splits, *, test: bool) -> dict[str, Any]:
+    """What a trial records of its run, as JSON can hold it.
+
+    Args:
+        result: the finished run.
+        data: its data.
+        test: whether the test subjects are evaluated. In a search they never are.
+
+    Returns:
+        `metrics`: flat numbers; `subjects`: errors by split and subject; `history`: a row an
+        epoch; `environment`: what the run ran on, which may be before this trial.
+    """
+    history: list[dict[str, Any]] = result.history.to_dict("records")  # type: ignore[assignment]
+    best = min(history, key=lambda row: row["val_mpjpe_mm"])
+    metrics: dict[str, Any] = {
+        "best_epoch": int(best["epoch"]),
+        "train_loss_m2": history[-1]["loss"],
+        "train_mpjpe_mm": history[-1]["mpjpe_mm"],
+        "val_mpjpe_mm": best["val_mpjpe_mm"],
+        "train_seconds": round(sum(row["seconds"] for row in history), 1),
+    }
+    subjects: dict[str, Any] = {}
+    for split, poses in {"validation": data.validation, **({"test": data.test} if test else {})}.items():  # fmt: skip # noqa: E501
+        subjects[split], errors = _by_subject(result.model, poses)
+        if split == "test":
+            seen = SEEN_ACTIONS if data.name == "cmu24" else ()
+            numbers = headline(errors, seen)
+            metrics |= {f"test_{name}": round(value, 4) for name, value in numbers.items()}
+    record = json.loads((result.folder / "config.json").read_text(encoding="utf-8"))
+    return {
+        "metrics": metrics,
+        "subjects": subjects,
+        "history": _rows(history),
+        "environment": record["environment"],
+    }
+
+
+def _by_subject(model: keras.Model, poses: PoseDataset) -> tuple[dict[str, Any], Any]:
+    errors = evaluate(model, poses)
+    groups = errors.groupby("subject")
+    means = groups[list(ERRORS)[:2]].mean().round(4)
+    means.insert(0, "poses", groups.size())
+    return {str(subject): row.to_dict() for subject, row in means.iterrows()}, errors
+
+
+def _rows(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [
+        {k: float(f"{v:.6g}") if isinstance(v, float) else int(v) for k, v in row.items()}
+        for row in history
+    ]
+
+
+def latency_ms(models: Mapping[str, keras.Model]) -> dict[str, float]:
+    """Milliseconds that one pose takes, each model's median over 100 calls that take turns.
+
+    Args:
+        models: models by name. They take turns, so that a slow moment falls on all of them.
+
+    Returns:
+        The medians.
+    """
+    rng = np.random.default_rng(0)
+    poses = {
+        name: rng.uniform(-1, 1, (1, *model.input_shape[1:])).astype("float32")
+        for name, model in models.items()
+    }
+    times: dict[str, list[float]] = {name: [] for name in models}
+    for call in range(10 + _LATENCY_CALLS):
+        for name, model in models.items():
+            began = time.perf_counter()
+            np.asarray(model.predict_on_batch(poses[name]))
+            if call >= 10:  # the first ones compile and warm up
+                times[name].append(1e3 * (time.perf_counter() - began))
+    return {name: round(statistics.median(taken), 4) for name, taken in times.items()}
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a backend ran out of memory."""
+    if type(error).__name__ in _NO_MEMORY_NAMES or isinstance(error, MemoryError):
+        return True
+    return any(words in str(error) for words in _NO_MEMORY_WORDS)
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its type."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:500]

@@ -1,0 +1,295 @@
+"""Running a study: what trials it needs, and the processes that work them off.
+
+A worker takes one waiting trial after the other until every slot is settled. Workers know of each
+other only through the storage: more of them, here or on other machines, may join at any time.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.storages import RDBStorage
+from optuna.trial import FrozenTrial, TrialState
+
+from keras_wsgcn.errors import InputError, check_integer
+from keras_wsgcn.recipes import TrainConfig
+from keras_wsgcn.studies import storage as storages
+from keras_wsgcn.studies.planning import is_open, open_study, plan, storage_of, study_names
+from keras_wsgcn.studies.spec import StudySpec
+from keras_wsgcn.studies.trials import Objective, OutOfMemoryError, latency_ms
+
+_POLL_SECONDS = 0.5
+
+
+def run(
+    spec: StudySpec,
+    folder: str | os.PathLike = "runs/studies",
+    *,
+    storage: str | os.PathLike | None = None,
+    workers: int = 1,
+    heartbeat_seconds: int | None = None,
+    verbose: bool = True,
+) -> bool:
+    """Runs a study, or what is left of it.
+
+    Called again it goes on; a finished study returns at once. Ctrl-C ends it after the storage
+    has been told, and what was being trained goes on after its last finished epoch.
+
+    Args:
+        spec: the study.
+        folder: where trained runs go, under `trials/`; and by default the storage.
+        storage: a SQLite file, or the URL of a database that several machines share. By default
+            `folder/NAME/study.sqlite3`.
+        workers: how many processes work at once. Each gets its share of the cores.
+        heartbeat_seconds: see `open_storage`.
+        verbose: whether to print a line for each trial.
+
+    Returns:
+        Whether every trial is done. If not, a worker died, or others are still at work.
+
+    Raises:
+        InputError: if an argument is wrong, or the storage holds another study of that name.
+    """
+    check_integer("workers", workers, least=1)
+    if workers > 1 and spec.search and "latency_ms" in spec.search.objectives:
+        raise InputError(
+            "`workers` must be 1 where latency is an objective: it is measured alone. "
+            f"Received: workers={workers}"
+        )
+    if spec.tuned_by and not run(
+        spec.tuned_by, folder, storage=storage, workers=workers,
+        heartbeat_seconds=heartbeat_seconds, verbose=verbose,
+    ):  # fmt: skip
+        return False
+    folder = Path(folder)
+    location = storage_of(spec, folder, storage)
+    opened = storages.open_storage(location, heartbeat_seconds)
+    studies = [
+        open_study(opened, spec, name, slots) for name, slots in plan(spec, folder, storage).items()
+    ]
+    with _terminable():
+        if any(is_open(study) for study in studies):
+            if workers == 1:
+                work(spec, folder, opened, verbose=verbose)
+            else:
+                _supervise(spec, folder, location, workers, heartbeat_seconds, verbose)
+        if any(is_open(study) for study in studies):
+            return False
+        if spec.search and "latency_ms" in spec.search.objectives:
+            for study in studies:
+                remeasure_front(study)
+    return True
+
+
+def work(
+    spec: StudySpec,
+    folder: Path,
+    storage: RDBStorage,
+    *,
+    verbose: bool = True,
+    is_orphan: Callable[[], bool] = lambda: False,
+) -> None:
+    """Works trials off until every slot is settled.
+
+    Args:
+        spec: the study, its slots filled.
+        folder: where trained runs go.
+        storage: an open storage.
+        verbose: whether to print a line for each trial.
+        is_orphan: says whether to stop, because whoever started this process is gone.
+    """
+
+    def stop_if_orphan() -> None:
+        if is_orphan():
+            raise KeyboardInterrupt
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # a trial's line is printed below
+    objective = Objective(spec.search, folder / "trials", on_epoch=stop_if_orphan)
+    studies = [open_study(storage, spec, name) for name in study_names(spec)]
+    while True:
+        stop_if_orphan()
+        if any(_take_one(study, storage, objective, verbose) for study in studies):
+            continue
+        # No trial waits. Others may be at work: if they die, their trials come back.
+        if not any(storages.reopen_slots(study, storage) for study in studies):
+            return
+        time.sleep(_POLL_SECONDS)
+
+
+def _take_one(
+    study: optuna.Study, storage: RDBStorage, objective: Objective, verbose: bool
+) -> bool:
+    """Runs one waiting trial; says whether there was one.
+
+    `optimize` starts a trial of its own making when none waits. The lock, held from the look at
+    the queue until the trial has begun, keeps it from that.
+    """
+    with contextlib.ExitStack() as lock:
+        lock.enter_context(storages.exclusive(storage))
+        waiting = study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+        if not waiting:
+            return False
+        objective.on_start = lock.close
+        with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
+            # Suppressed: this process slept so long that others took its trial for dead.
+            study.optimize(
+                objective,
+                n_trials=1,
+                catch=(OutOfMemoryError,),
+                callbacks=[_print_trial] if verbose else None,
+            )
+    return True
+
+
+def _print_trial(study: optuna.Study, trial: FrozenTrial) -> None:
+    trials = storages.trials_by_slot(study).values()
+    settled = sum(any(storages.is_settled(t) for t in some) for some in trials)
+    metrics = trial.user_attrs.get("metrics", {})
+    numbers = [
+        f"{word} {metrics[name]:.1f} mm"
+        for word, name in (("validation", "val_mpjpe_mm"), ("test", "test_subject_mean_mpjpe_mm"))
+        if name in metrics
+    ]
+    words = [*numbers, f"{trial.user_attrs.get('seconds', 0):.0f} s"]
+    if (outcome := storages.outcome(trial)) != "finished":
+        words.insert(0, " ".join([outcome, trial.user_attrs.get("reason", "")]).strip())
+    slot = trial.user_attrs["slot"]
+    print(f"{study.study_name} [{settled}/{len(trials)}] {slot}: {', '.join(words)}", flush=True)
+
+
+def remeasure_front(study: optuna.Study) -> None:
+    """Measures the latency of the Pareto front's models anew, taking turns in one run, alone.
+
+    What the trials measured, minutes apart, chose the front; this is what to compare on it.
+    """
+    front = {str(trial.number): trial for trial in study.best_trials}
+    if set(study.user_attrs.get("front_latency_ms", {})) == set(front):
+        return
+    models = {
+        number: TrainConfig.from_config(trial.user_attrs["config"]).build_model()
+        for number, trial in front.items()
+    }
+    study.set_user_attr("front_latency_ms", latency_ms(models))
+
+
+# --- processes ----------------------------------------------------------------------------------
+
+
+def _supervise(
+    spec: StudySpec,
+    folder: Path,
+    location: str | os.PathLike,
+    workers: int,
+    heartbeat_seconds: int | None,
+    verbose: bool,
+) -> None:
+    """Starts workers, each on its share of the cores, and waits for them."""
+    task = {
+        "spec": spec.get_config(),
+        "folder": str(folder),
+        "storage": str(location),
+        "heartbeat_seconds": heartbeat_seconds,
+        "verbose": verbose,
+        "parent": os.getpid(),
+    }
+    processes = [_start_worker(task, number, workers) for number in range(workers)]
+    try:
+        for process in processes:
+            process.wait()
+    except KeyboardInterrupt:
+        for process in processes:
+            process.send_signal(signal.SIGINT)
+        for process in processes:
+            process.wait()
+        raise
+    for number, process in enumerate(processes, start=1):
+        if process.returncode < 0:
+            name = signal.Signals(-process.returncode).name
+            print(f"worker {number} was ended by {name}", file=sys.stderr)
+
+
+def _start_worker(task: dict[str, Any], number: int, workers: int) -> subprocess.Popen:
+    cores = _cores_of(number, workers)
+    environment = {**os.environ, "OMP_NUM_THREADS": str(len(cores))}
+    # All backends size their thread pools by the cores that they may use. Set here and inherited,
+    # it holds from the worker's first import on. Ctrl-C reaches workers through this process only.
+    with _on_cores(cores):
+        process = subprocess.Popen(
+            [sys.executable, "-m", __name__],
+            env=environment,
+            stdin=subprocess.PIPE,
+            start_new_session=True,
+            text=True,
+        )
+    assert process.stdin is not None
+    process.stdin.write(json.dumps(task))
+    process.stdin.close()
+    return process
+
+
+def _cores_of(number: int, workers: int) -> list[int]:
+    if not hasattr(os, "sched_getaffinity"):
+        return list(range(max(1, (os.cpu_count() or 1) // workers)))
+    cores = sorted(os.sched_getaffinity(0))
+    return cores[number::workers] or [cores[number % len(cores)]]
+
+
+@contextlib.contextmanager
+def _on_cores(cores: list[int]) -> Iterator[None]:
+    if not hasattr(os, "sched_setaffinity"):  # not on macOS and Windows
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cores)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """Ends on SIGTERM as on Ctrl-C."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _main() -> int:
+    task = json.load(sys.stdin)
+    with _terminable():
+        try:
+            work(
+                StudySpec.from_config(task["spec"]),
+                Path(task["folder"]),
+                storages.open_storage(task["storage"], task["heartbeat_seconds"]),
+                verbose=task["verbose"],
+                is_orphan=lambda: os.getppid() != task["parent"],
+            )
+        except KeyboardInterrupt:
+            return 130
+    return 0
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+    sys.exit(_main())

@@ -1,0 +1,101 @@
+"""Runs studies: the paper's tables as fixed lists of trials, or Optuna searches.
+
+Called again it goes on where it was; a finished study returns at once.
+"""
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from cli import add_options, run
+
+from keras_wsgcn.recipes import TrainConfig
+from keras_wsgcn.studies.spec import StudySpec, load_spec, merge_settings
+from keras_wsgcn.studies.workers import run as run_study
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog="The backend is Keras's: set KERAS_BACKEND to tensorflow, jax or torch. "
+        "scripts/report_study.py shows what came out.",
+    )
+    parser.add_argument(
+        "specs", nargs="+", type=Path, metavar="SPEC", help="TOML files, run one after the other"
+    )
+    add_study_options(parser)
+    parser.add_argument(
+        "--workers", type=int, default=1, help="processes that share this machine (default: 1)"
+    )
+    parser.add_argument(
+        "--heartbeat",
+        type=int,
+        metavar="SECONDS",
+        help="how often a trial says that it is alive; after six times that, it is dead "
+        "(default: 10)",
+    )
+    return parser.parse_args(argv)
+
+
+def add_study_options(parser: argparse.ArgumentParser) -> None:
+    """Options that say which study is meant, where it lives, and what differs from its file."""
+    parser.add_argument(
+        "--storage",
+        help="a SQLite file, or the URL of a database that several machines share, such as "
+        "postgresql://user@host/optuna (default: FOLDER/NAME/study.sqlite3)",
+    )
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        default=Path("runs/studies"),
+        help="folder of studies (default: %(default)s)",
+    )
+    parser.add_argument("--name", help="name of the study (default: that of its file)")
+    parser.add_argument("--data", help="another data set than the file's, as train.py takes it")
+    parser.add_argument("--stride", type=int, help="take every n-th frame")
+    parser.add_argument("--seeds", type=int, nargs="+", help="other seeds than the file's")
+    group = parser.add_argument_group("configuration", "settings of every trial")
+    add_options(group, TrainConfig, leave_out=("seed", "scheme", "skeleton"))
+
+
+def read_study(path: Path, options: argparse.Namespace) -> StudySpec:
+    """The study of a file, with what the options change."""
+    changes: dict[str, Any] = {}
+    if options.name:
+        changes["name"] = options.name
+    if options.seeds:
+        changes["seeds"] = options.seeds
+    spec = load_spec(path, **changes)
+    data = {"source": options.data} if options.data else {}
+    data |= {"stride": options.stride} if options.stride else {}
+    names = {field.name for field in dataclasses.fields(TrainConfig)}
+    settings = {name: value for name, value in vars(options).items() if name in names}
+    if not data and not settings:
+        return spec
+    return dataclasses.replace(
+        spec, data={**spec.data, **data}, config=merge_settings(spec.config, settings)
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    options = parse(argv)
+    specs = [read_study(path, options) for path in options.specs]
+    for spec in specs:
+        done = run_study(
+            spec,
+            options.folder,
+            storage=options.storage,
+            workers=options.workers,
+            heartbeat_seconds=options.heartbeat,
+        )
+        print(f"{spec.name}: {'done' if done else 'not done yet: run the same command again'}")
+        if not done:
+            return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))
