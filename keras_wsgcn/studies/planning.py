@@ -21,7 +21,7 @@ from keras_wsgcn.errors import InputError
 from keras_wsgcn.recipes import SCHEDULES, TrainConfig
 from keras_wsgcn.schemes import SCHEMES
 from keras_wsgcn.studies import storage as storages
-from keras_wsgcn.studies.spec import StudySpec, with_settings
+from keras_wsgcn.studies.spec import Cell, StudySpec, with_settings
 
 _CHOICES = {"scheme": tuple(SCHEMES), "affinity": AFFINITIES, "schedule": SCHEDULES}
 
@@ -40,6 +40,11 @@ def study_names(spec: StudySpec) -> list[str]:
     return [spec.name]
 
 
+def objectives_of(spec: StudySpec) -> tuple[str, ...]:
+    """What the trials of a study minimise; a fixed list has the validation error as its value."""
+    return spec.search.objectives if spec.search else ("val_mpjpe_mm",)
+
+
 def plan(
     spec: StudySpec, folder: str | os.PathLike, storage: str | os.PathLike | None = None
 ) -> dict[str, dict[str, Any]]:
@@ -48,27 +53,34 @@ def plan(
     Raises:
         InputError: if the study that tunes this one has no result yet.
     """
+    tuned = best_settings(spec.tuned_by, folder, storage) if spec.tuned_by else {}
+    return {
+        name: {
+            slot: _start(spec, with_settings(cell.config, tuned.get(cell.config.scheme, {})), seed)
+            for slot, (cell, seed) in slots.items()
+        }
+        for name, slots in slots_of(spec).items()
+    }
+
+
+def slots_of(spec: StudySpec) -> dict[str, dict[str, tuple[Cell, int]]]:
+    """For each Optuna study of a spec its slots by name, each with its cell and seed."""
     if spec.search:
         numbers = range(1, spec.search.trials + 1)
         return {
-            name: {str(n): _start(spec, cell.config, spec.seeds[0]) for n in numbers}
+            name: {str(number): (cell, spec.seeds[0]) for number in numbers}
             for name, cell in zip(study_names(spec), spec.cells, strict=True)
         }
-    tuned = best_settings(spec.tuned_by, folder, storage) if spec.tuned_by else {}
-    slots = {}
-    for seed in spec.seeds:
-        for cell in spec.cells:
-            settings = tuned.get(cell.config.scheme, {})
-            name = " ".join(filter(None, (cell.label, f"seed={seed}")))
-            slots[name] = _start(spec, with_settings(cell.config, settings), seed, fixed=True)
-    return {spec.name: slots}
+    # Seed by seed: a list that is cut short has every cell once.
+    every = [(cell, seed) for seed in spec.seeds for cell in spec.cells]
+    return {spec.name: {f"{cell.label} seed={seed}".strip(): (cell, seed) for cell, seed in every}}
 
 
-def _start(spec: StudySpec, config: TrainConfig, seed: int, fixed: bool = False) -> dict[str, Any]:
+def _start(spec: StudySpec, config: TrainConfig, seed: int) -> dict[str, Any]:
     config = with_settings(config, {"seed": seed})
     attributes = {"config": config.get_config(), "data": dict(spec.data)}
     settings = dict.fromkeys([*spec.config, *(name for block in spec.grid for name in block)])
-    names = [*settings, "seed"] if fixed else []
+    names = [] if spec.search else [*settings, "seed"]
     distributions = {
         name: distribution
         for name in names
@@ -97,12 +109,11 @@ def open_study(
 ) -> optuna.Study:
     """The Optuna study of a spec, its slots filled if they are given."""
     search = spec.search
-    objectives = search.objectives if search else ("val_mpjpe_mm",)
     startup = max(3, min(10, search.trials // 3)) if search else 0
     study = storages.open_study(
         storage,
         name,
-        objectives,
+        objectives_of(spec),
         sampler=SlotSampler(search.seed, startup) if search else None,
         pruner=optuna.pruners.MedianPruner(n_startup_trials=startup, n_warmup_steps=1),
     )

@@ -1,0 +1,225 @@
+"""What came out of a study, as tables: one row a run, a run and subject, a run and epoch.
+
+The tables are read from the storage, or from the CSVs that were written of them.
+"""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pandas as pd
+from optuna.trial import FrozenTrial
+
+from keras_wsgcn import schemes
+from keras_wsgcn.errors import InputError
+from keras_wsgcn.files import write_text
+from keras_wsgcn.studies import storage as storages
+from keras_wsgcn.studies.planning import objectives_of, slots_of, study_names
+from keras_wsgcn.studies.spec import Cell, StudySpec, solve
+
+_SETTINGS = (
+    "blocks", "dropout", "non_local", "affinity", "kernel_gain", "batch_size", "epochs",
+    "learning_rate", "weight_decay", "seed",
+)  # fmt: skip
+# What the columns of the headline are called in the table of runs.
+_HEADLINE = {"subject_mean_mpjpe_mm": "mpjpe_mm", "subject_mean_p_mpjpe_mm": "p_mpjpe_mm"}
+_WHOLE = ("trial", "channels", "params", "seed", "best_epoch", "batch_size", "blocks", "epochs")
+_FRONT = "front_latency_ms"
+_ENVIRONMENT = ("backend", "device", "machine", "keras", "numpy", "python", "commit")
+
+
+@dataclass(frozen=True)
+class StudyResults:
+    """The tables of a study.
+
+    Args:
+        runs: one row a slot: `study`, `cell`, `slot`, `trial` (number in the storage), `outcome`
+            (`"finished"`, `"pruned"`, `"diverged"`, `"out_of_memory"`, `"failed"`, or
+            `"not run"`), `reason`, the settings, `params`, `forward_mflop`, errors in mm,
+            seconds, and what it ran on.
+        subjects: `study`, `trial`, `split`, `subject`, `poses`, `mpjpe_mm`, `p_mpjpe_mm`.
+        epochs: `study`, `trial`, `epoch`, `loss_m2`, `mpjpe_mm`, `val_mpjpe_mm`,
+            `learning_rate`, `seconds`.
+    """
+
+    runs: pd.DataFrame
+    subjects: pd.DataFrame
+    epochs: pd.DataFrame
+
+    @property
+    def finished(self) -> pd.DataFrame:
+        """The runs that finished."""
+        return self.runs[self.runs["outcome"] == "finished"]
+
+
+_SUFFIXES = {"runs": "", "subjects": "_subjects", "epochs": "_epochs"}
+_COLUMNS: dict[str, tuple[str, ...]] = {
+    "runs": ("study", "cell", "slot", "trial", "outcome", "reason", "scheme", "channels", "params"),
+    "subjects": ("study", "trial", "split", "subject", "poses", "mpjpe_mm", "p_mpjpe_mm"),
+    "epochs": ("study", "trial", "epoch", "loss_m2", "mpjpe_mm", "val_mpjpe_mm"),
+}
+
+
+def read_storage(spec: StudySpec, location: str | os.PathLike) -> StudyResults:
+    """Reads a study's results from its storage; slots without a finished trial are there too.
+
+    Args:
+        spec: the study.
+        location: a SQLite file, or a URL.
+
+    Returns:
+        The tables.
+
+    Raises:
+        InputError: if there is no such storage.
+    """
+    if "://" not in str(location) and not Path(location).exists():
+        raise InputError(
+            f"`storage` must be what run_study.py has written. Received: storage={str(location)!r}"
+        )
+    storage = storages.open_storage(location)
+    known = set(optuna.get_all_study_names(storage))
+    tables: dict[str, list[dict[str, Any]]] = {name: [] for name in _SUFFIXES}
+    for name, slots in slots_of(spec).items():
+        found, front = {}, {}
+        if name in known:
+            study = storages.open_study(storage, name, objectives_of(spec))
+            found, front = storages.trials_by_slot(study), study.user_attrs.get(_FRONT, {})
+        for slot, (cell, seed) in slots.items():
+            start = {"study": name, "cell": cell.label, "slot": slot}
+            if slot not in found:
+                tables["runs"].append({**start, **_not_run(spec, cell, seed)})
+                continue
+            trial = max(found[slot], key=lambda t: (storages.is_settled(t), t.number))
+            row = {**start, **_run_row(trial)}
+            if str(trial.number) in front:
+                row[_FRONT] = front[str(trial.number)]
+            tables["runs"].append(row)
+            tables["subjects"] += [{"study": name, **r} for r in _subject_rows(trial)]
+            tables["epochs"] += [{"study": name, **r} for r in _epoch_rows(trial)]
+    return StudyResults(**{name: _frame(name, rows) for name, rows in tables.items()})
+
+
+def _not_run(spec: StudySpec, cell: Cell, seed: int) -> dict[str, Any]:
+    """What is known of a slot before it has run."""
+    row = {"outcome": "not run", "scheme": schemes.get(cell.config.scheme).name}
+    return row if spec.search else {**row, **solve(cell.config), "seed": seed}
+
+
+def _run_row(trial: FrozenTrial) -> dict[str, Any]:
+    known = trial.user_attrs
+    row: dict[str, Any] = {
+        "trial": trial.number,
+        "outcome": storages.outcome(trial),
+        "reason": known.get("reason", ""),
+    }
+    config = known.get("config") or known["start"]["config"]
+    row |= {"scheme": schemes.get(config["scheme"]).name, **known.get("size", {})}
+    row |= {name: config[name] for name in _SETTINGS}
+    row["data"] = Path(known["start"]["data"]["source"]).stem
+    row["stride"] = known["start"]["data"].get("stride", 1)
+    metrics = known.get("metrics", {})
+    for name, value in metrics.items():
+        split, _, rest = name.partition("_")
+        row[f"test_{_HEADLINE.get(rest, rest)}" if split == "test" else name] = value
+    if not metrics and (history := known.get("history")):  # pruned: the best it came to
+        row["val_mpjpe_mm"] = min(epoch["val_mpjpe_mm"] for epoch in history)
+        row["train_seconds"] = round(sum(epoch["seconds"] for epoch in history), 1)
+    if "latency_ms" in known:
+        row["latency_ms"] = known["latency_ms"]
+    environment = known.get("environment", {})
+    return row | {name: environment.get(name, "") for name in _ENVIRONMENT}
+
+
+def _subject_rows(trial: FrozenTrial) -> list[dict[str, Any]]:
+    return [
+        {"trial": trial.number, "split": split, "subject": int(subject), **errors}
+        for split, subjects in trial.user_attrs.get("subjects", {}).items()
+        for subject, errors in subjects.items()
+    ]
+
+
+def _epoch_rows(trial: FrozenTrial) -> list[dict[str, Any]]:
+    return [
+        {"trial": trial.number, **{"loss_m2" if k == "loss" else k: v for k, v in row.items()}}
+        for row in trial.user_attrs.get("history", [])
+    ]
+
+
+def _frame(name: str, rows: list[dict[str, Any]]) -> pd.DataFrame:
+    frame = pd.DataFrame(rows)
+    frame = frame.reindex(
+        columns=[*_COLUMNS[name], *frame.columns.difference(_COLUMNS[name], sort=False)]
+    )
+    whole = {column: "Int64" for column in _WHOLE if column in frame}  # some rows have not run
+    return frame.astype(whole)
+
+
+def write_results(results: StudyResults, folder: str | os.PathLike, name: str) -> list[Path]:
+    """Writes the tables as `NAME.csv`, `NAME_subjects.csv` and `NAME_epochs.csv`.
+
+    Args:
+        results: the tables.
+        folder: where to.
+        name: what the files are called.
+
+    Returns:
+        The files.
+    """
+    paths = []
+    for table, suffix in _SUFFIXES.items():
+        frame: pd.DataFrame = getattr(results, table)
+        path = Path(folder) / f"{name}{suffix}.csv"
+        write_text(path, frame.to_csv(index=False, float_format="%.6g"))
+        paths.append(path)
+    return paths
+
+
+def read_results(folder: str | os.PathLike, name: str) -> StudyResults:
+    """Reads what `write_results` wrote.
+
+    Raises:
+        InputError: if a file is missing or is not such a table.
+    """
+    tables = {}
+    for table, suffix in _SUFFIXES.items():
+        path = Path(folder) / f"{name}{suffix}.csv"
+        if not path.is_file():
+            raise InputError(f"`results` must have the file {path.name}. Received: {folder}")
+        frame = pd.read_csv(path, keep_default_na=True)
+        if missing := [column for column in _COLUMNS[table] if column not in frame]:
+            raise InputError(f"`results` must have the columns {missing}. Received: {path}")
+        tables[table] = frame
+    for column in ("reason", "cell"):
+        tables["runs"][column] = tables["runs"][column].fillna("")
+    return StudyResults(**tables)
+
+
+def importances(spec: StudySpec, location: str | os.PathLike) -> pd.DataFrame:
+    """How much each searched parameter mattered, by Optuna's functional ANOVA.
+
+    Returns:
+        `study`, `parameter`, `importance` (0 to 1); no rows for a study with too few trials.
+    """
+    storage = storages.open_storage(location)
+    rows = []
+    for name in study_names(spec) if spec.search else []:
+        study = storages.open_study(storage, name, objectives_of(spec))
+        target: Callable | None = None
+        if len(study.directions) > 1:
+            target = _first_value
+        try:
+            found = optuna.importance.get_param_importances(
+                study, evaluator=optuna.importance.FanovaImportanceEvaluator(seed=0), target=target
+            )
+        except (ValueError, RuntimeError):  # fewer than two finished trials
+            continue
+        rows += [{"study": name, "parameter": p, "importance": v} for p, v in found.items()]
+    return pd.DataFrame(rows, columns=["study", "parameter", "importance"])
+
+
+def _first_value(trial: FrozenTrial) -> float:
+    return trial.values[0]
