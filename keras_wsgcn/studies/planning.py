@@ -36,7 +36,7 @@ def storage_of(
 def study_names(spec: StudySpec) -> list[str]:
     """The names of a spec's Optuna studies: one for each cell of a search, else one in all."""
     if spec.search:
-        return [f"{spec.name}: {cell.label}" for cell in spec.cells]
+        return [": ".join(filter(None, (spec.name, cell.label))) for cell in spec.cells]
     return [spec.name]
 
 

@@ -123,6 +123,7 @@ class StudySpec:
         data: `source`, as `load_splits` takes it, and further arguments of it such as `stride`.
         grid: blocks of settings; the cells are the product of the lists in each block. Beside the
             settings of `TrainConfig`, `forward_mflop` gives the size as floating-point operations.
+            By default one cell.
         title: a line for reports.
         note: a paragraph for reports.
         recipe: name of the recipe that the study starts from.
@@ -140,7 +141,7 @@ class StudySpec:
 
     name: str
     data: Mapping[str, Any]
-    grid: tuple[Mapping[str, Any], ...]
+    grid: tuple[Mapping[str, Any], ...] = ({},)
     title: str = ""
     note: str = ""
     recipe: str = "cmu"
@@ -161,9 +162,7 @@ class StudySpec:
                 raise InputError(f"`data.{name}` must be {kinds}. Received: {name}={value!r}")
         for seed in self.seeds:
             check_integer("seeds", seed, least=0)
-        if not self.grid:
-            raise InputError("`grid` must have a block. Received: grid=[]")
-        _check_keys("config", self.config, (*_SETTINGS, "skeleton"))
+        _check_keys("config", self.config, (*_SETTINGS, "skeleton", "forward_mflop"))
         for block in self.grid:
             _check_keys("grid", block, (*_SETTINGS, "forward_mflop"))
         if self.search:
@@ -183,6 +182,12 @@ class StudySpec:
                 raise InputError(
                     f"`search.space` must leave out what the grid sets. Received: {name}"
                 )
+        by_flops = any("forward_mflop" in table for table in (self.config, *self.grid))
+        if by_flops and "scheme" in search.space:
+            raise InputError(
+                "`forward_mflop` must be left out where the scheme is searched: it would be solved "
+                "for one scheme only. Received: forward_mflop, and scheme in search.space"
+            )
         if len(searched) > 1:
             raise InputError(f"`search.space` must have one size at most. Received: {searched}")
         for cell in self.cells:
@@ -204,7 +209,7 @@ class StudySpec:
     @property
     def cells(self) -> list[Cell]:
         """What the study trains, in the order of the grid."""
-        start = with_settings(RECIPES[self.recipe], self.config)
+        start = RECIPES[self.recipe]
         settings = [
             dict(zip(block, values, strict=True))
             for block in self.grid
@@ -213,7 +218,10 @@ class StudySpec:
         names = list(dict.fromkeys(name for setting in settings for name in setting))
         varying = [n for n in names if len({str(setting.get(n)) for setting in settings}) > 1]
         cells = [
-            Cell(_label(setting, varying or names), with_settings(start, setting))
+            Cell(
+                _label(setting, varying or names),
+                with_settings(start, merge_settings(self.config, setting)),
+            )
             for setting in settings
         ]
         if len({cell.label for cell in cells}) < len(cells):
@@ -238,15 +246,15 @@ class StudySpec:
             wanted = "table" if kind is Mapping else "list of tables"
             if name in values and not isinstance(values[name], kind):
                 raise InputError(f"`{name}` must be a {wanted}. Received: {values[name]!r}")
-        if missing := [name for name in ("data", "grid") if name not in values]:
-            raise InputError(f"`{missing[0]}` must be given. Received: keys {sorted(values)}")
+        if "data" not in values:
+            raise InputError(f"`data` must be given. Received: keys {sorted(values)}")
+        values["grid"] = tuple(values.get("grid") or [{}])
         if not all(isinstance(block, Mapping) for block in values["grid"]):
             raise InputError(f"`grid` must be a list of tables. Received: {values['grid']!r}")
         if isinstance(seeds := values.get("seeds", [0]), list):
             values["seeds"] = tuple(seeds)
         else:
             raise InputError(f"`seeds` must be a list of integers. Received: seeds={seeds!r}")
-        values["grid"] = tuple(values["grid"])
         if "search" in values:
             values["search"] = _search(values["search"])
         if "tuned_by" in values:
