@@ -63,13 +63,6 @@ def _described_arguments(record: type) -> dict[str, str]:
     return {name: re.sub(r"\s+", " ", text).replace("`", "") for name, text in found}
 
 
-def markdown(columns: Iterable, rows: Iterable[Iterable]) -> str:
-    """A table in Markdown."""
-    columns = list(columns)
-    lines = [columns, ["---"] * len(columns), *rows]
-    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
-
-
 def run(command: Callable[[Sequence[str] | None], Any], argv: Sequence[str] | None = None) -> int:
     """Runs a command's `main` and returns its exit status.
 

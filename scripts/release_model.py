@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from cli import markdown, run
+from cli import run
 
-from keras_wsgcn import pretrained
+from keras_wsgcn import markdown, pretrained
 from keras_wsgcn.data.cmu import SEEN_ACTIONS, load_cmu24, with_detector_trunk
 from keras_wsgcn.errors import InputError
 from keras_wsgcn.evaluation import evaluate, headline, table_by
@@ -47,7 +47,7 @@ def card(name: str, record: dict, tables: dict[str, pd.DataFrame]) -> str:
         "",
     ]
     for title, table in tables.items():
-        lines += [f"{title}:", "", markdown(table.columns, table.itertuples(index=False)), ""]
+        lines += [f"{title}:", "", markdown.table(table.columns, table.itertuples(index=False)), ""]
     lines += [
         "## Limits",
         "",

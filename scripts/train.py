@@ -5,13 +5,15 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from cli import add_options, run
 
 from keras_wsgcn.data.cmu import CAMERAS
 from keras_wsgcn.data.sources import SOURCES, load_splits
+from keras_wsgcn.errors import InputError
 from keras_wsgcn.recipes import RECIPES, TrainConfig
-from keras_wsgcn.training import train
+from keras_wsgcn.training import environment, train
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -43,6 +45,14 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--test", type=int, nargs="+", help="subjects of an archive to test on")
     parser.add_argument(
+        "--from-trial",
+        nargs=2,
+        metavar=("STORAGE", "NUMBER"),
+        help="repeat a trial of a study, such as runs/studies/table3/study.sqlite3 0; data and "
+        "configuration are the trial's",
+    )
+    parser.add_argument("--study", help="the trial's study, where the storage holds several")
+    parser.add_argument(
         "--recipe",
         choices=RECIPES,
         default="cmu",
@@ -56,18 +66,51 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    options = parse(argv)
+DATA_OPTIONS = ("stride", "noise_px", "train_cameras", "mixed_trunks", "validation", "test")
+
+
+def settings(options: argparse.Namespace) -> tuple[TrainConfig, dict[str, Any]]:
+    """What to train, and the data: its `source` and further options."""
     names = {field.name for field in dataclasses.fields(TrainConfig)}
     changes = {name: value for name, value in vars(options).items() if name in names}
+    data = {name: value for name in DATA_OPTIONS if (value := getattr(options, name)) is not None}
+    if options.from_trial:
+        if changes:
+            raise InputError(
+                f"`--from-trial` must stand without other settings. Received: {sorted(changes)}"
+            )
+        storage, number = options.from_trial
+        return settings_of_trial(storage, number, options.study)
     config = dataclasses.replace(RECIPES[options.recipe], **changes)
-    data = {
-        name: getattr(options, name)
-        for name in ("stride", "noise_px", "train_cameras", "mixed_trunks", "validation", "test")
-        if getattr(options, name) is not None
-    }
-    splits = load_splits(options.data, skeleton=config.skeleton, **data)
-    name = options.name or f"{splits.name}-{config.scheme}-{config.seed}"
+    return config, {"source": options.data, **data}
+
+
+def settings_of_trial(
+    storage: str, number: str, study: str | None
+) -> tuple[TrainConfig, dict[str, Any]]:
+    from keras_wsgcn.studies.storage import read_trial
+
+    if not number.isdigit():
+        raise InputError(f"`--from-trial` must end in a trial's number. Received: {number!r}")
+    trial = read_trial(storage, int(number), study)
+    then, now = trial.user_attrs.get("environment", {}), environment()
+    for name in ("backend", "device", "machine", "commit"):
+        if then.get(name) != now.get(name):
+            print(
+                f"note: the trial ran with {name} {then.get(name)!r}, this is {now.get(name)!r}: "
+                "the numbers may differ",
+                file=sys.stderr,
+            )
+    return TrainConfig.from_config(trial.user_attrs["config"]), trial.user_attrs["start"]["data"]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    options = parse(argv)
+    config, facts = settings(options)
+    data = {name: value for name, value in facts.items() if name != "source"}
+    splits = load_splits(facts["source"], skeleton=config.skeleton, **data)
+    scheme = config.scheme if isinstance(config.scheme, str) else config.scheme.name
+    name = options.name or f"{splits.name}-{scheme}-{config.seed}"
     folder = options.runs / name
     print(f"{len(splits.train)} training and {len(splits.validation)} validation poses; {folder}")
     callbacks = []
@@ -76,9 +119,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         import tensorboard  # noqa: F401  Keras itself asks for it only after an epoch
 
         callbacks.append(keras.callbacks.TensorBoard(folder / "tensorboard"))
-    result = train(
-        config, splits, folder, callbacks=callbacks, facts={"source": options.data, **data}
-    )
+    result = train(config, splits, folder, callbacks=callbacks, facts=facts)
     best = result.history.nsmallest(1, "val_mpjpe_mm").iloc[0]
     print(f"best epoch {best['epoch']:.0f}: validation MPJPE {best['val_mpjpe_mm']:.1f} mm")
     if options.pictures:

@@ -9,7 +9,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "keras_wsgcn"
 
 # Each module knows only those before it, and the data modules no model.
-PLAIN = ("errors", "files", "records", "skeletons", "schemes", "budget")
+PLAIN = ("errors", "files", "markdown", "records", "skeletons", "schemes", "budget")
 KERAS = ("ops", "layers", "models", "saving")
 DATA = (
     "data.cameras", "data.human36m_cameras", "data.views", "data.archive", "data.poses",
@@ -22,6 +22,7 @@ DATA = (
 LAST = (
     "recipes", "training", "evaluation", "plots", "inference", "animation",
     "studies.spec", "studies.storage", "studies.planning", "studies.trials", "studies.workers",
+    "studies.results", "studies.claims",
 )  # fmt: skip
 BACKENDS = {"tensorflow", "jax", "torch"}
 MAX_LINES = 420

@@ -3,6 +3,7 @@
 import json
 import os
 import zlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -104,22 +105,18 @@ def _distribution(name: str, value: Any) -> BaseDistribution | None:
     return FloatDistribution(0.0, max(value, 1e12)) if isinstance(value, float) else None
 
 
-def open_study(
-    storage: RDBStorage, spec: StudySpec, name: str, slots: dict[str, Any] | None = None
-) -> optuna.Study:
-    """The Optuna study of a spec, its slots filled if they are given."""
+def open_study(storage: RDBStorage, spec: StudySpec, name: str) -> optuna.Study:
+    """The Optuna study of that name of a spec, made if need be."""
     search = spec.search
     startup = max(3, min(10, search.trials // 3)) if search else 0
-    study = storages.open_study(
+    return storages.open_study(
         storage,
         name,
         objectives_of(spec),
         sampler=SlotSampler(search.seed, startup) if search else None,
-        pruner=optuna.pruners.MedianPruner(n_startup_trials=startup, n_warmup_steps=1),
+        # Not after the first epoch yet: it favours low learning rates.
+        pruner=optuna.pruners.MedianPruner(n_startup_trials=startup, n_warmup_steps=2),
     )
-    if slots is not None:
-        storages.fill_slots(study, storage, slots)
-    return study
 
 
 class SlotSampler(optuna.samplers.BaseSampler):
@@ -157,10 +154,10 @@ class SlotSampler(optuna.samplers.BaseSampler):
         self._sampler.after_trial(study, trial, state, values)
 
 
-def is_open(study: optuna.Study) -> bool:
-    """Whether a slot of a study is not settled yet."""
-    slots = storages.trials_by_slot(study).values()
-    return not all(any(storages.is_settled(trial) for trial in trials) for trials in slots)
+def is_open(study: optuna.Study, slots: Iterable[str]) -> bool:
+    """Whether one of the slots is not settled yet."""
+    trials = storages.trials_by_slot(study)
+    return not all(any(map(storages.is_settled, trials.get(slot, []))) for slot in slots)
 
 
 def best_settings(
@@ -169,9 +166,9 @@ def best_settings(
     """The best searched settings for each scheme of a finished search with one objective."""
     opened = storages.open_storage(storage_of(spec, folder, storage))
     found = {}
-    for name, cell in zip(study_names(spec), spec.cells, strict=True):
+    for (name, slots), cell in zip(slots_of(spec).items(), spec.cells, strict=True):
         study = open_study(opened, spec, name)
-        if is_open(study) or not study.get_trials(states=(TrialState.COMPLETE,)):
+        if is_open(study, slots) or not study.get_trials(states=(TrialState.COMPLETE,)):
             raise InputError(
                 f"`tuned_by` must be finished: run {spec.name!r} first. Received: {name!r} open"
             )

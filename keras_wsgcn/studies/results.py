@@ -4,7 +4,7 @@ The tables are read from the storage, or from the CSVs that were written of them
 """
 
 import os
-from collections.abc import Callable
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from keras_wsgcn import schemes
 from keras_wsgcn.errors import InputError
 from keras_wsgcn.files import write_text
 from keras_wsgcn.studies import storage as storages
-from keras_wsgcn.studies.planning import objectives_of, slots_of, study_names
+from keras_wsgcn.studies.planning import objectives_of, slots_of
 from keras_wsgcn.studies.spec import Cell, StudySpec, solve
 
 _SETTINGS = (
@@ -43,11 +43,13 @@ class StudyResults:
         subjects: `study`, `trial`, `split`, `subject`, `poses`, `mpjpe_mm`, `p_mpjpe_mm`.
         epochs: `study`, `trial`, `epoch`, `loss_m2`, `mpjpe_mm`, `val_mpjpe_mm`,
             `learning_rate`, `seconds`.
+        importances: of a search, `study`, `parameter`, `importance` (0 to 1).
     """
 
     runs: pd.DataFrame
     subjects: pd.DataFrame
     epochs: pd.DataFrame
+    importances: pd.DataFrame
 
     @property
     def finished(self) -> pd.DataFrame:
@@ -55,11 +57,14 @@ class StudyResults:
         return self.runs[self.runs["outcome"] == "finished"]
 
 
-_SUFFIXES = {"runs": "", "subjects": "_subjects", "epochs": "_epochs"}
+_SUFFIXES = {
+    "runs": "", "subjects": "_subjects", "epochs": "_epochs", "importances": "_importances",
+}  # fmt: skip
 _COLUMNS: dict[str, tuple[str, ...]] = {
     "runs": ("study", "cell", "slot", "trial", "outcome", "reason", "scheme", "channels", "params"),
     "subjects": ("study", "trial", "split", "subject", "poses", "mpjpe_mm", "p_mpjpe_mm"),
     "epochs": ("study", "trial", "epoch", "loss_m2", "mpjpe_mm", "val_mpjpe_mm"),
+    "importances": ("study", "parameter", "importance"),
 }
 
 
@@ -100,7 +105,19 @@ def read_storage(spec: StudySpec, location: str | os.PathLike) -> StudyResults:
             tables["runs"].append(row)
             tables["subjects"] += [{"study": name, **r} for r in _subject_rows(trial)]
             tables["epochs"] += [{"study": name, **r} for r in _epoch_rows(trial)]
+        if name in known and spec.search:
+            tables["importances"] += [{"study": name, **r} for r in _importance_rows(study)]
     return StudyResults(**{name: _frame(name, rows) for name, rows in tables.items()})
+
+
+def read_nothing(spec: StudySpec) -> StudyResults:
+    """The tables of a study before it has run."""
+    runs = [
+        {"study": name, "cell": cell.label, "slot": slot, **_not_run(spec, cell, seed)}
+        for name, slots in slots_of(spec).items()
+        for slot, (cell, seed) in slots.items()
+    ]
+    return StudyResults(**{name: _frame(name, runs * (name == "runs")) for name in _SUFFIXES})
 
 
 def _not_run(spec: StudySpec, cell: Cell, seed: int) -> dict[str, Any]:
@@ -149,11 +166,29 @@ def _epoch_rows(trial: FrozenTrial) -> list[dict[str, Any]]:
     ]
 
 
+def _importance_rows(study: optuna.Study) -> list[dict[str, Any]]:
+    """How much each parameter mattered for the first objective, by PED-ANOVA."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # that low values are taken for good
+            found = optuna.importance.get_param_importances(
+                study,
+                evaluator=optuna.importance.PedAnovaImportanceEvaluator(),
+                target=_first_value,
+            )
+    except (ValueError, RuntimeError):  # fewer than two trials, or all of them equal
+        return []
+    return [{"parameter": name, "importance": value} for name, value in found.items()]
+
+
+def _first_value(trial: FrozenTrial) -> float:
+    return trial.values[0]
+
+
 def _frame(name: str, rows: list[dict[str, Any]]) -> pd.DataFrame:
     frame = pd.DataFrame(rows)
-    frame = frame.reindex(
-        columns=[*_COLUMNS[name], *frame.columns.difference(_COLUMNS[name], sort=False)]
-    )
+    rest = [column for column in frame if column not in _COLUMNS[name]]
+    frame = frame.reindex(columns=[*_COLUMNS[name], *rest])
     whole = {column: "Int64" for column in _WHOLE if column in frame}  # some rows have not run
     return frame.astype(whole)
 
@@ -172,6 +207,8 @@ def write_results(results: StudyResults, folder: str | os.PathLike, name: str) -
     paths = []
     for table, suffix in _SUFFIXES.items():
         frame: pd.DataFrame = getattr(results, table)
+        if not len(frame) and table != "runs":
+            continue
         path = Path(folder) / f"{name}{suffix}.csv"
         write_text(path, frame.to_csv(index=False, float_format="%.6g"))
         paths.append(path)
@@ -187,6 +224,9 @@ def read_results(folder: str | os.PathLike, name: str) -> StudyResults:
     tables = {}
     for table, suffix in _SUFFIXES.items():
         path = Path(folder) / f"{name}{suffix}.csv"
+        if table != "runs" and not path.exists():
+            tables[table] = pd.DataFrame(columns=_COLUMNS[table])
+            continue
         if not path.is_file():
             raise InputError(f"`results` must have the file {path.name}. Received: {folder}")
         frame = pd.read_csv(path, keep_default_na=True)
@@ -196,30 +236,3 @@ def read_results(folder: str | os.PathLike, name: str) -> StudyResults:
     for column in ("reason", "cell"):
         tables["runs"][column] = tables["runs"][column].fillna("")
     return StudyResults(**tables)
-
-
-def importances(spec: StudySpec, location: str | os.PathLike) -> pd.DataFrame:
-    """How much each searched parameter mattered, by Optuna's functional ANOVA.
-
-    Returns:
-        `study`, `parameter`, `importance` (0 to 1); no rows for a study with too few trials.
-    """
-    storage = storages.open_storage(location)
-    rows = []
-    for name in study_names(spec) if spec.search else []:
-        study = storages.open_study(storage, name, objectives_of(spec))
-        target: Callable | None = None
-        if len(study.directions) > 1:
-            target = _first_value
-        try:
-            found = optuna.importance.get_param_importances(
-                study, evaluator=optuna.importance.FanovaImportanceEvaluator(seed=0), target=target
-            )
-        except (ValueError, RuntimeError):  # fewer than two finished trials
-            continue
-        rows += [{"study": name, "parameter": p, "importance": v} for p, v in found.items()]
-    return pd.DataFrame(rows, columns=["study", "parameter", "importance"])
-
-
-def _first_value(trial: FrozenTrial) -> float:
-    return trial.values[0]

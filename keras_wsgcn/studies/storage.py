@@ -2,7 +2,7 @@
 
 Every trial that a study wants is a *slot*. A slot is settled when a trial of it ended by itself,
 and open when none is waiting, running or settled: then, and only then, a trial is put in the
-queue. Whoever fills or claims slots holds the storage's lock, so that any number of processes may.
+queue. Whoever fills slots or takes trials holds the storage's lock: any number of processes may.
 """
 
 import contextlib
@@ -21,6 +21,7 @@ from keras_wsgcn.errors import InputError
 # A process that is killed is noticed after GRACE times the heartbeat.
 HEARTBEAT_SECONDS = 10
 GRACE = 6
+BEGUN = "begun"  # the user attribute of a trial whose heartbeat has started
 # How a trial can end by itself; any other failed trial is tried again.
 OUTCOMES = ("finished", "pruned", "diverged", "out_of_memory")
 
@@ -139,55 +140,70 @@ def open_study(
     return study
 
 
-def fill_slots(study: optuna.Study, storage: RDBStorage, slots: Mapping[str, Mapping]) -> None:
-    """Puts a trial in the queue for every slot that is open.
+def fill_slots(
+    study: optuna.Study, slots: Mapping[str, Mapping], most: int | None = None
+) -> list[FrozenTrial]:
+    """Puts a trial in the queue for every slot that is open; to be called under the lock.
+
+    A slot whose trial was killed, interrupted or failed for a reason of the moment comes first,
+    with the same parameters.
 
     Args:
         study: an Optuna study.
-        storage: its storage.
         slots: for each slot's name what its trial starts from, `attributes` that go into the
             trial's `start`; and the `params` that are known, with their `distributions`.
+        most: how many trials shall wait at most. A search takes one slot after the other: what it
+            draws depends on what is finished.
+
+    Returns:
+        The trials that wait.
 
     Raises:
         InputError: if the study holds a slot of that name that starts from something else.
     """
-    with exclusive(storage):
-        found = trials_by_slot(study)
-        for name, start in slots.items():
-            for trial in found.get(name, []):
-                _check_same_start(study.study_name, name, trial, start)
-        for name, start in slots.items():
-            if name not in found:
-                study.add_trial(
-                    optuna.create_trial(
-                        state=TrialState.WAITING,
-                        params=start["params"],
-                        distributions=start["distributions"],
-                        user_attrs={"slot": name, "start": start["attributes"]},
-                    )
-                )
-        _reopen(study)
-
-
-def reopen_slots(study: optuna.Study, storage: RDBStorage) -> bool:
-    """Notices trials whose process died, and queues every slot that is open again.
-
-    A slot whose trial was killed, interrupted or failed for a reason of the moment gets a new
-    trial with the same parameters.
-
-    Returns:
-        Whether some slot is not settled yet.
-    """
-    with exclusive(storage), _quietly():
-        optuna.storages.fail_stale_trials(study)
-        _reopen(study)
-        return any(is_live(trial) for trials in trials_by_slot(study).values() for trial in trials)
-
-
-def _reopen(study: optuna.Study) -> None:
-    for trials in trials_by_slot(study).values():
+    found = trials_by_slot(study)
+    for name, start in slots.items():
+        for trial in found.get(name, []):
+            _check_same_start(study.study_name, name, trial, start)
+    for trials in found.values():
         if not any(is_live(trial) or is_settled(trial) for trial in trials):
             _retry(study, trials[-1])
+    waiting = _waiting(study)
+    missing = [name for name in slots if name not in found]
+    for name in missing[: None if most is None else max(0, most - len(waiting))]:
+        study.add_trial(
+            optuna.create_trial(
+                state=TrialState.WAITING,
+                params=slots[name]["params"],
+                distributions=slots[name]["distributions"],
+                user_attrs={"slot": name, "start": slots[name]["attributes"]},
+            )
+        )
+    return _waiting(study)
+
+
+def _waiting(study: optuna.Study) -> list[FrozenTrial]:
+    return study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+
+
+def fail_dead(study: optuna.Study) -> None:
+    """Fails the trials whose process died; to be called under the lock."""
+    with _quietly():
+        optuna.storages.fail_stale_trials(study)
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        # Taken from the queue and not begun, while nobody holds the lock: its process died before
+        # the first heartbeat, and Optuna would wait for another for ever.
+        if "slot" in trial.user_attrs and BEGUN not in trial.user_attrs:
+            study.tell(trial.number, state=TrialState.FAIL)
+
+
+def begin(trial: optuna.Trial, storage: RDBStorage) -> None:
+    """Says that a trial has begun: from now on its heartbeat tells whether its process lives.
+
+    To be called under the lock under which the trial was taken.
+    """
+    storage.record_heartbeat(trial._trial_id)
+    trial.set_user_attr(BEGUN, True)
 
 
 def _retry(study: optuna.Study, trial: FrozenTrial) -> None:
@@ -250,3 +266,36 @@ def outcome(trial: FrozenTrial) -> str:
     if trial.state == TrialState.COMPLETE:
         return "finished"
     return trial.user_attrs.get("outcome", "failed")
+
+
+def read_trial(location: str | os.PathLike, number: int, name: str | None = None) -> FrozenTrial:
+    """A trial that has at least begun, by its number.
+
+    Args:
+        location: a SQLite file, or a URL.
+        number: the trial's number in its study.
+        name: the study; may be left out where the storage holds only one.
+
+    Returns:
+        The trial. Its user attributes `config` and `start["data"]` say what it trained.
+
+    Raises:
+        InputError: if there is no such trial.
+    """
+    if "://" not in str(location) and not Path(location).is_file():
+        raise InputError(
+            f"`storage` must be a SQLite file or a URL. Received: storage={str(location)!r}"
+        )
+    storage = open_storage(location)
+    names = optuna.get_all_study_names(storage)
+    if (name or (names[0] if len(names) == 1 else None)) not in names:
+        raise InputError(f"`study` must be one of {names}. Received: study={name!r}")
+    study = optuna.load_study(study_name=name or names[0], storage=storage)
+    begun = [trial for trial in study.get_trials() if "config" in trial.user_attrs]
+    for trial in begun:
+        if trial.number == number:
+            return trial
+    raise InputError(
+        f"`number` must be one of {[trial.number for trial in begun]}, the trials that have begun. "
+        f"Received: number={number}"
+    )

@@ -1,6 +1,5 @@
 """One trial of a study: train, evaluate, and record all that is needed to repeat and report it."""
 
-import gc
 import hashlib
 import json
 import statistics
@@ -48,7 +47,7 @@ class Objective:
         self,
         search: Search | None,
         folder: Path,
-        on_start: Callable[[], None] = lambda: None,
+        on_start: Callable[[optuna.Trial], None] = lambda trial: None,
         on_epoch: Callable[[], None] = lambda: None,
     ):
         self.search, self.folder = search, folder
@@ -56,7 +55,7 @@ class Objective:
         self._loaded: tuple[str, Splits] | None = None
 
     def __call__(self, trial: optuna.Trial) -> tuple[float, ...]:
-        self.on_start()
+        self.on_start(trial)
         began = time.time()
         try:
             values = self._run(trial)
@@ -81,7 +80,6 @@ class Objective:
 
     def _run(self, trial: optuna.Trial) -> tuple[float, ...]:
         keras.utils.clear_session()  # frees the last trial's model
-        gc.collect()
         start = trial.user_attrs["start"]
         config = TrainConfig.from_config(start["config"])
         if self.search:

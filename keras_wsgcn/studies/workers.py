@@ -5,6 +5,7 @@ other only through the storage: more of them, here or on other machines, may joi
 """
 
 import contextlib
+import functools
 import json
 import os
 import signal
@@ -13,22 +14,22 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import optuna
 from optuna.storages import RDBStorage
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 
 from keras_wsgcn.errors import InputError, check_integer
 from keras_wsgcn.recipes import TrainConfig
 from keras_wsgcn.studies import storage as storages
-from keras_wsgcn.studies.planning import is_open, open_study, plan, storage_of, study_names
+from keras_wsgcn.studies.planning import is_open, open_study, plan, storage_of
 from keras_wsgcn.studies.spec import StudySpec
 from keras_wsgcn.studies.trials import Objective, OutOfMemoryError, latency_ms
 
-_POLL_SECONDS = 0.5
+_POLL_SECONDS = 1
 
 
 def run(
@@ -74,25 +75,32 @@ def run(
     folder = Path(folder)
     location = storage_of(spec, folder, storage)
     opened = storages.open_storage(location, heartbeat_seconds)
-    studies = [
-        open_study(opened, spec, name, slots) for name, slots in plan(spec, folder, storage).items()
-    ]
+    slots = plan(spec, folder, storage)
+    studies = {name: open_study(opened, spec, name) for name in slots}
+    with storages.exclusive(opened):
+        for name, study in studies.items():
+            storages.fill_slots(study, slots[name], most=1 if spec.search else None)
+
+    def is_left() -> bool:
+        return any(is_open(study, slots[name]) for name, study in studies.items())
+
     with _terminable():
-        if any(is_open(study) for study in studies):
+        if is_left():
             if workers == 1:
-                work(spec, folder, opened, verbose=verbose)
+                work(spec, slots, folder, opened, verbose=verbose)
             else:
-                _supervise(spec, folder, location, workers, heartbeat_seconds, verbose)
-        if any(is_open(study) for study in studies):
+                _supervise(spec, folder, storage, workers, heartbeat_seconds, verbose)
+        if is_left():
             return False
         if spec.search and "latency_ms" in spec.search.objectives:
-            for study in studies:
+            for study in studies.values():
                 remeasure_front(study)
     return True
 
 
 def work(
     spec: StudySpec,
+    slots: Mapping[str, Mapping],
     folder: Path,
     storage: RDBStorage,
     *,
@@ -102,7 +110,8 @@ def work(
     """Works trials off until every slot is settled.
 
     Args:
-        spec: the study, its slots filled.
+        spec: the study.
+        slots: its slots, as `plan` gives them.
         folder: where trained runs go.
         storage: an open storage.
         verbose: whether to print a line for each trial.
@@ -115,19 +124,22 @@ def work(
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # a trial's line is printed below
     objective = Objective(spec.search, folder / "trials", on_epoch=stop_if_orphan)
-    studies = [open_study(storage, spec, name) for name in study_names(spec)]
-    while True:
+    studies = {name: open_study(storage, spec, name) for name in slots}
+    while any(is_open(study, slots[name]) for name, study in studies.items()):
         stop_if_orphan()
-        if any(_take_one(study, storage, objective, verbose) for study in studies):
-            continue
-        # No trial waits. Others may be at work: if they die, their trials come back.
-        if not any(storages.reopen_slots(study, storage) for study in studies):
-            return
-        time.sleep(_POLL_SECONDS)
+        if not any(
+            _take_one(study, slots[name], storage, objective, verbose)
+            for name, study in studies.items()
+        ):
+            time.sleep(_POLL_SECONDS)  # others are at work: if they die, their trials come back
 
 
 def _take_one(
-    study: optuna.Study, storage: RDBStorage, objective: Objective, verbose: bool
+    study: optuna.Study,
+    slots: Mapping[str, Any],
+    storage: RDBStorage,
+    objective: Objective,
+    verbose: bool,
 ) -> bool:
     """Runs one waiting trial; says whether there was one.
 
@@ -136,22 +148,27 @@ def _take_one(
     """
     with contextlib.ExitStack() as lock:
         lock.enter_context(storages.exclusive(storage))
-        waiting = study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
-        if not waiting:
+        storages.fail_dead(study)
+        if not storages.fill_slots(study, slots, most=1 if objective.search else None):
             return False
-        objective.on_start = lock.close
+
+        def begin(trial: optuna.Trial) -> None:
+            storages.begin(trial, storage)
+            lock.close()
+
+        objective.on_start = begin
         with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
             # Suppressed: this process slept so long that others took its trial for dead.
             study.optimize(
                 objective,
                 n_trials=1,
                 catch=(OutOfMemoryError,),
-                callbacks=[_print_trial] if verbose else None,
+                callbacks=[functools.partial(_print_trial, slots)] if verbose else None,
             )
     return True
 
 
-def _print_trial(study: optuna.Study, trial: FrozenTrial) -> None:
+def _print_trial(slots: Mapping[str, Any], study: optuna.Study, trial: FrozenTrial) -> None:
     trials = storages.trials_by_slot(study).values()
     settled = sum(any(storages.is_settled(t) for t in some) for some in trials)
     metrics = trial.user_attrs.get("metrics", {})
@@ -164,7 +181,7 @@ def _print_trial(study: optuna.Study, trial: FrozenTrial) -> None:
     if (outcome := storages.outcome(trial)) != "finished":
         words.insert(0, " ".join([outcome, trial.user_attrs.get("reason", "")]).strip())
     slot = trial.user_attrs["slot"]
-    print(f"{study.study_name} [{settled}/{len(trials)}] {slot}: {', '.join(words)}", flush=True)
+    print(f"{study.study_name} [{settled}/{len(slots)}] {slot}: {', '.join(words)}", flush=True)
 
 
 def remeasure_front(study: optuna.Study) -> None:
@@ -188,7 +205,7 @@ def remeasure_front(study: optuna.Study) -> None:
 def _supervise(
     spec: StudySpec,
     folder: Path,
-    location: str | os.PathLike,
+    storage: str | os.PathLike | None,
     workers: int,
     heartbeat_seconds: int | None,
     verbose: bool,
@@ -197,7 +214,7 @@ def _supervise(
     task = {
         "spec": spec.get_config(),
         "folder": str(folder),
-        "storage": str(location),
+        "storage": storage and str(storage),
         "heartbeat_seconds": heartbeat_seconds,
         "verbose": verbose,
         "parent": os.getpid(),
@@ -278,10 +295,13 @@ def _main() -> int:
     task = json.load(sys.stdin)
     with _terminable():
         try:
+            spec, folder = StudySpec.from_config(task["spec"]), Path(task["folder"])
+            location = storage_of(spec, folder, task["storage"])
             work(
-                StudySpec.from_config(task["spec"]),
-                Path(task["folder"]),
-                storages.open_storage(task["storage"], task["heartbeat_seconds"]),
+                spec,
+                plan(spec, folder, task["storage"]),
+                folder,
+                storages.open_storage(location, task["heartbeat_seconds"]),
                 verbose=task["verbose"],
                 is_orphan=lambda: os.getppid() != task["parent"],
             )

@@ -1,0 +1,525 @@
+"""Studies run in this process. Two of the tests train; the others stand in for the training."""
+
+import dataclasses
+import json
+import math
+import zipfile
+
+import keras
+import numpy as np
+import optuna
+import pandas as pd
+import pytest
+
+from keras_wsgcn import InputError
+from keras_wsgcn.data.poses import Splits
+from keras_wsgcn.data.sources import load_splits
+from keras_wsgcn.studies import storage as storages
+from keras_wsgcn.studies import trials as study_trials
+from keras_wsgcn.studies.planning import best_settings, plan, study_names
+from keras_wsgcn.studies.results import read_results, read_storage, write_results
+from keras_wsgcn.studies.spec import StudySpec
+from keras_wsgcn.studies.storage import open_storage, read_trial, trials_by_slot
+from keras_wsgcn.studies.workers import run
+from keras_wsgcn.training import DivergenceError
+
+FIXED = {
+    "name": "fixed",
+    "data": {"source": "generated", "stride": 60},
+    "config": {"channels": 4, "blocks": 0, "epochs": 2, "batch_size": 128, "dropout": 0.1},
+    "grid": [{"scheme": ["pre_agg", "post_agg"]}],
+    "seeds": [0, 1],
+}
+SEARCH = {
+    **FIXED,
+    "name": "search",
+    "grid": [{"scheme": "pre_agg"}],
+    "seeds": [0],
+    "search": {
+        "trials": 6,
+        "space": {"learning_rate": {"low": 1e-4, "high": 1e-2, "log": True}},
+    },
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_poses():
+    """Loads the generated poses once, and few of them."""
+    full = load_splits("generated", stride=60)
+    parts = {
+        name: getattr(full, name).subset(np.arange(0, len(getattr(full, name)), 4))
+        for name in ("train", "validation", "test")
+    }
+    few = Splits("generated", **parts)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(study_trials, "load_splits", lambda source, **options: few)
+        yield few
+
+
+class StandIn:
+    """Stands in for the training: errors follow from the settings, epochs survive on disk."""
+
+    def __init__(self):
+        self.trained = []
+        self.fails = {}  # the error in the first epoch of the n-th call
+
+    def train(self, config, data, folder, *, callbacks, facts, verbose):
+        self.trained.append(folder.name)
+        folder.mkdir(parents=True, exist_ok=True)
+        state = folder / "last.keras"
+        history = study_trials._history(folder)
+        for callback in callbacks:
+            callback.on_train_begin()
+        while len(history) < config.epochs:
+            error = 50 + 20 * abs(math.log10(config.learning_rate) + 3) + config.seed
+            row = {"epoch": len(history) + 1, "loss": 1e-3, "mpjpe_mm": error / 2}
+            row |= {
+                "val_mpjpe_mm": error + 10 / row["epoch"],
+                "learning_rate": 1e-3,
+                "seconds": 1.0,
+            }
+            history.append(row)
+            with zipfile.ZipFile(state, "w") as file:
+                file.writestr("keras_wsgcn.json", json.dumps({"training": {"history": history}}))
+            if len(self.trained) in self.fails:
+                raise self.fails.pop(len(self.trained))
+            for callback in callbacks:
+                callback.on_epoch_end(row["epoch"] - 1, row)
+        return history
+
+    def record(self, history, data, *, test):
+        errors = {"poses": 1, "mpjpe_mm": 9.0, "p_mpjpe_mm": 8.0}
+        splits = ("validation", "test") if test else ("validation",)
+        metrics = {"val_mpjpe_mm": history[-1]["val_mpjpe_mm"], "train_loss_m2": 1e-3}
+        metrics |= {"test_subject_mean_mpjpe_mm": 9.0} if test else {}
+        return {
+            "metrics": {**metrics, "train_seconds": 2.0},
+            "subjects": {split: {"7": errors} for split in splits},
+            "history": history,
+            "environment": {"backend": keras.backend.backend()},
+        }
+
+
+@pytest.fixture
+def stand_in(monkeypatch):
+    fake = StandIn()
+    monkeypatch.setattr(study_trials, "train", fake.train)
+    monkeypatch.setattr(study_trials, "record_run", fake.record)
+    monkeypatch.setattr(keras.utils, "clear_session", lambda: None)  # there is nothing to clear
+    return fake
+
+
+def spec_of(table, **changes):
+    return StudySpec.from_config({**json.loads(json.dumps(table)), **changes})
+
+
+def study_of(folder, name):
+    storage = open_storage(folder / name / "study.sqlite3")
+    (title,) = optuna.get_all_study_names(storage)
+    return optuna.load_study(study_name=title, storage=storage)
+
+
+def states(folder, name="fixed"):
+    slots = trials_by_slot(study_of(folder, name))
+    return {slot: [trial.state.name for trial in trials] for slot, trials in slots.items()}
+
+
+# --- with real training -------------------------------------------------------------------------
+
+TRAINED = spec_of(FIXED, seeds=[0])
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("studies")
+    assert run(TRAINED, folder, verbose=False)
+    return folder
+
+
+def weights(folder):
+    return {
+        path.parent.name: keras.models.load_model(path, compile=False).get_weights()
+        for path in sorted(folder.glob("trials/*/last.keras"))
+    }
+
+
+def test_a_trial_records_all_that_repeats_and_reports_it(finished, few_poses):
+    assert states(finished) == {"pre_agg seed=0": ["COMPLETE"], "post_agg seed=0": ["COMPLETE"]}
+    trial = study_of(finished, "fixed").get_trials()[1]
+    known = trial.user_attrs
+    assert known["config"] == {**known["config"], "scheme": "post_agg", "seed": 0, "channels": 4}
+    assert known["start"]["data"] == FIXED["data"]
+    environment = known["environment"]
+    assert environment["backend"] == keras.backend.backend()
+    assert environment["keras"] == keras.__version__
+    assert environment[keras.backend.backend()]
+    assert environment["device"]
+    assert known["outcome"] == "finished"
+    assert known["seconds"] > 0
+    assert len(known["history"]) == 2
+    assert trial.value == known["metrics"]["val_mpjpe_mm"]
+    people = {str(s) for s in np.unique(few_poses.test.subject)}
+    assert set(known["subjects"]["test"]) == people
+    mean = np.mean([s["mpjpe_mm"] for s in known["subjects"]["test"].values()])
+    assert known["metrics"]["test_subject_mean_mpjpe_mm"] == pytest.approx(mean, abs=1e-3)
+
+
+def test_a_finished_study_returns_at_once(finished, stand_in, capsys):
+    assert run(TRAINED, finished)
+    assert not stand_in.trained
+    assert capsys.readouterr().out == ""
+
+
+def test_an_equal_run_of_another_study_is_taken_over(finished):
+    other = spec_of(FIXED, name="other", seeds=[0], grid=[{"scheme": "pre_agg"}])
+    before = {path: path.stat().st_mtime_ns for path in finished.glob("trials/*/last.keras")}
+    assert run(other, finished, verbose=False)
+    assert {p: p.stat().st_mtime_ns for p in finished.glob("trials/*/last.keras")} == before
+    value = study_of(finished, "other").get_trials()[0].value
+    assert value == study_of(finished, "fixed").get_trials()[0].value
+
+
+def test_an_interrupted_study_goes_on_and_ends_as_an_undisturbed_one(
+    finished, tmp_path, monkeypatch
+):
+    original = study_trials.train
+
+    def interrupted(config, *arguments, callbacks, **options):
+        class Stop(keras.callbacks.Callback):
+            def on_epoch_end(self, epoch, logs=None):
+                if config.scheme == "post_agg" and epoch == 0:
+                    raise KeyboardInterrupt
+
+        return original(config, *arguments, callbacks=[*callbacks, Stop()], **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(study_trials, "train", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run(TRAINED, tmp_path, verbose=False)
+    assert states(tmp_path) == {"pre_agg seed=0": ["COMPLETE"], "post_agg seed=0": ["FAIL"]}
+    assert run(TRAINED, tmp_path, verbose=False)
+    assert states(tmp_path)["post_agg seed=0"] == ["FAIL", "COMPLETE"]
+    ours, theirs = weights(tmp_path), weights(finished)
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        for a, b in zip(ours[name], theirs[name], strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+def test_a_search_never_sees_the_test_subjects(tmp_path, monkeypatch, few_poses):
+    """Really trains and records one trial on splits that have no test poses at all."""
+    no_test = dataclasses.replace(few_poses)
+    object.__setattr__(no_test, "test", None)
+    monkeypatch.setattr(study_trials, "load_splits", lambda source, **options: no_test)
+    spec = spec_of(SEARCH, search={**SEARCH["search"], "trials": 1})
+    assert run(spec, tmp_path, verbose=False)
+    (trial,) = study_of(tmp_path, "search").get_trials()
+    assert set(trial.user_attrs["subjects"]) == {"validation"}
+    assert not any("test" in name for name in trial.user_attrs["metrics"])
+
+
+# --- fixed lists --------------------------------------------------------------------------------
+
+
+def test_a_fixed_list_trains_each_slot_once_seed_by_seed(tmp_path, stand_in, capsys):
+    assert run(spec_of(FIXED), tmp_path)
+    assert list(states(tmp_path).items()) == [
+        ("pre_agg seed=0", ["COMPLETE"]), ("post_agg seed=0", ["COMPLETE"]),
+        ("pre_agg seed=1", ["COMPLETE"]), ("post_agg seed=1", ["COMPLETE"]),
+    ]  # fmt: skip
+    assert len(set(stand_in.trained)) == len(stand_in.trained) == 4
+    assert "fixed [4/4] post_agg seed=1: validation 62.0 mm, test 9.0 mm" in capsys.readouterr().out
+
+
+def test_seeds_and_cells_can_be_added(tmp_path, stand_in):
+    assert run(spec_of(FIXED, seeds=[0]), tmp_path, verbose=False)
+    grid = [{"scheme": ["pre_agg", "post_agg", "no_sharing"]}]
+    assert run(spec_of(FIXED, grid=grid, seeds=[0, 1]), tmp_path, verbose=False)
+    assert len(stand_in.trained) == 6
+    assert set(map(tuple, states(tmp_path).values())) == {("COMPLETE",)}
+
+
+def test_other_settings_under_the_same_name_are_refused(tmp_path, stand_in):
+    assert run(spec_of(FIXED), tmp_path, verbose=False)
+    other = spec_of(FIXED, config={**FIXED["config"], "epochs": 3})
+    with pytest.raises(InputError, match=r"`name` must be new .*differs in \['config.epochs'\]"):
+        run(other, tmp_path)
+    assert len(study_of(tmp_path, "fixed").get_trials()) == 4
+
+
+def test_an_interrupted_trial_is_tried_again_with_the_same_parameters(tmp_path, stand_in):
+    stand_in.fails[2] = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        run(spec_of(FIXED), tmp_path, verbose=False)
+    assert states(tmp_path)["post_agg seed=0"] == ["FAIL"]
+    assert run(spec_of(FIXED), tmp_path, verbose=False)
+    first, second = trials_by_slot(study_of(tmp_path, "fixed"))["post_agg seed=0"]
+    assert first.user_attrs["outcome"] == "interrupted"
+    assert second.params == first.params
+    assert second.system_attrs["failed_trial"] == first.number
+    assert second.system_attrs["retry_history"] == [first.number]
+    assert stand_in.trained[1] == stand_in.trained[-1]  # the same folder, so the same epochs
+
+
+def test_an_error_of_the_moment_is_tried_again(tmp_path, stand_in):
+    stand_in.fails[1] = OSError(28, "No space left on device")
+    with pytest.raises(OSError, match="No space left"):
+        run(spec_of(FIXED), tmp_path, verbose=False)
+    failed = study_of(tmp_path, "fixed").get_trials()[0]
+    assert failed.user_attrs["reason"] == "OSError: [Errno 28] No space left on device"
+    assert run(spec_of(FIXED), tmp_path, verbose=False)
+    assert states(tmp_path)["pre_agg seed=0"] == ["FAIL", "COMPLETE"]
+
+
+def test_a_diverged_trial_is_pruned_with_its_reason_and_the_study_goes_on(tmp_path, stand_in):
+    stand_in.fails[1] = DivergenceError("The loss is no longer finite in epoch 1.")
+    assert run(spec_of(FIXED), tmp_path, verbose=False)
+    bad, *good = study_of(tmp_path, "fixed").get_trials()
+    assert bad.state.name == "PRUNED"
+    assert bad.user_attrs["outcome"] == "diverged"
+    assert "no longer finite" in bad.user_attrs["reason"]
+    assert [trial.state.name for trial in good] == ["COMPLETE"] * 3
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 8 bytes."),
+        type("OutOfMemoryError", (RuntimeError,), {})("CUDA out of memory."),
+    ],
+)
+def test_a_trial_without_memory_fails_with_its_reason_and_the_study_goes_on(
+    error, tmp_path, stand_in
+):
+    stand_in.fails[1] = error
+    assert run(spec_of(FIXED), tmp_path, verbose=False)
+    bad, *good = study_of(tmp_path, "fixed").get_trials()
+    assert [trial.state.name for trial in (bad, *good)] == ["FAIL", *["COMPLETE"] * 3]
+    assert bad.user_attrs["outcome"] == "out_of_memory"
+    assert bad.user_attrs["reason"]
+    assert run(spec_of(FIXED), tmp_path, verbose=False)  # it is not tried again
+    assert len(study_of(tmp_path, "fixed").get_trials()) == 4
+
+
+@pytest.mark.parametrize("began", [True, False])
+def test_a_dead_process_is_noticed(began, tmp_path, stand_in):
+    """By its heartbeat, or, if it died before the first one, because it never began."""
+    spec = spec_of(FIXED)
+    storage = open_storage(tmp_path / "fixed" / "study.sqlite3", heartbeat_seconds=1)
+    study = storages.open_study(storage, "fixed", ("val_mpjpe_mm",))
+    storages.fill_slots(study, plan(spec, tmp_path)["fixed"])
+    with pytest.warns(UserWarning, match="Heartbeat"):
+        taken = study.ask()  # as a process would that is killed now
+    if began:
+        storages.begin(taken, storage)
+    assert run(spec, tmp_path, heartbeat_seconds=1, verbose=False)
+    assert states(tmp_path)["pre_agg seed=0"] == ["FAIL", "COMPLETE"]
+
+
+# --- searches -----------------------------------------------------------------------------------
+
+
+def rates(folder):
+    slots = trials_by_slot(study_of(folder, "search"))
+    return {slot: trials[-1].params["learning_rate"] for slot, trials in slots.items()}
+
+
+def test_the_same_seed_searches_the_same(tmp_path, stand_in):
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        spec = spec_of(SEARCH, search={**SEARCH["search"], "seed": seed})
+        assert run(spec, tmp_path / name, verbose=False)
+    first, same, other = (rates(tmp_path / name) for name in "abc")
+    assert list(first) == list("123456")
+    assert len(set(first.values())) == 6
+    assert first == same
+    assert not set(first.values()) & set(other.values())
+
+
+@pytest.mark.parametrize("at", [1, 3, 5])
+def test_an_interrupted_search_goes_on_with_the_same_parameters(at, tmp_path, stand_in):
+    assert run(spec_of(SEARCH), tmp_path / "undisturbed", verbose=False)
+    stand_in.trained.clear()
+    stand_in.fails[at] = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        run(spec_of(SEARCH), tmp_path / "disturbed", verbose=False)
+    assert run(spec_of(SEARCH), tmp_path / "disturbed", verbose=False)
+    assert rates(tmp_path / "disturbed") == rates(tmp_path / "undisturbed")
+
+
+def test_hopeless_trials_are_pruned(tmp_path, stand_in):
+    search = {**SEARCH["search"], "trials": 12}
+    config = {**FIXED["config"], "epochs": 4}
+    assert run(spec_of(SEARCH, search=search, config=config), tmp_path, verbose=False)
+    trials = study_of(tmp_path, "search").get_trials()
+    done = [trial.value for trial in trials if trial.state.name == "COMPLETE"]
+    pruned = [trial for trial in trials if trial.state.name == "PRUNED"]
+    assert len(done) >= 4
+    assert len(done) + len(pruned) == 12
+    assert pruned
+    for trial in pruned:
+        assert trial.user_attrs["outcome"] == "pruned"
+        assert 2 <= len(trial.user_attrs["history"]) < 4
+        assert trial.user_attrs["history"][-1]["val_mpjpe_mm"] > min(done)
+    unpruned = spec_of(SEARCH, name="all", search={**search, "prune": False}, config=config)
+    assert run(unpruned, tmp_path, verbose=False)
+    assert {t.state.name for t in study_of(tmp_path, "all").get_trials()} == {"COMPLETE"}
+
+
+def test_the_search_learns(tmp_path, stand_in):
+    """Twenty trials come nearer to the best learning rate, 1e-3, than chance would."""
+    search = {**SEARCH["search"], "trials": 20}
+    assert run(spec_of(SEARCH, search=search), tmp_path, verbose=False)
+    off = [abs(math.log10(rate) + 3) for rate in rates(tmp_path).values()]
+    assert np.mean(off[10:]) < 0.8 * np.mean(off[:10])
+
+
+def test_several_objectives_have_no_pruning_and_a_front(tmp_path, stand_in):
+    space = {"channels": {"low": 2, "high": 8}}
+    objectives = ["val_mpjpe_mm", "params", "forward_mflop"]
+    spec = spec_of(SEARCH, search={"trials": 3, "space": space, "objectives": objectives})
+    assert run(spec, tmp_path, verbose=False)
+    study = study_of(tmp_path, "search")
+    assert study.metric_names == objectives
+    for trial in study.get_trials():
+        error, params, mflop = trial.values
+        size = trial.user_attrs["size"]
+        assert (params, mflop) == (size["params"], size["forward_mflop"])
+        assert error == trial.user_attrs["metrics"]["val_mpjpe_mm"]
+
+
+def test_latency_is_measured_alone_and_anew_on_the_front(tmp_path, stand_in, monkeypatch):
+    calls = []
+
+    def measured(models):
+        calls.append(sorted(models))
+        return {name: 1.0 + len(calls) for name in models}
+
+    monkeypatch.setattr(study_trials, "latency_ms", measured)
+    monkeypatch.setattr("keras_wsgcn.studies.workers.latency_ms", measured)
+    original = stand_in.train
+    monkeypatch.setattr(study_trials, "train", lambda *a, **o: WithModel(original(*a, **o)))
+    search = {**SEARCH["search"], "trials": 3, "objectives": ["val_mpjpe_mm", "latency_ms"]}
+    spec = spec_of(SEARCH, search=search)
+    with pytest.raises(InputError, match="`workers` must be 1 where latency is an objective"):
+        run(spec, tmp_path, workers=2)
+    assert run(spec, tmp_path, verbose=False)
+    study = study_of(tmp_path, "search")
+    assert [trial.values[1] for trial in study.get_trials()] == [2.0, 3.0, 4.0]
+    front = {str(trial.number) for trial in study.best_trials}
+    assert calls[-1] == sorted(front)
+    assert study.user_attrs["front_latency_ms"] == dict.fromkeys(front, 5.0)
+    runs = read_storage(spec, tmp_path / "search" / "study.sqlite3").runs
+    assert runs["front_latency_ms"].notna().sum() == len(front)
+
+
+class WithModel(list):
+    model = None
+
+
+def test_latencies_of_models_that_take_turns():
+    import keras_wsgcn
+
+    models = {c: keras_wsgcn.build_model("pre_agg", channels=c, blocks=0) for c in (2, 4)}
+    found = study_trials.latency_ms(models)
+    assert set(found) == {2, 4}
+    assert all(0 < value < 1000 for value in found.values())
+
+
+def test_the_scheme_can_be_searched(tmp_path, stand_in):
+    search = {"trials": 3, "space": {"scheme": {"choices": "all"}}}
+    assert run(spec_of(SEARCH, grid=[], search=search), tmp_path, verbose=False)
+    trials = study_of(tmp_path, "search").get_trials()
+    assert [t.user_attrs["config"]["scheme"] for t in trials] == [
+        t.params["scheme"] for t in trials
+    ]
+
+
+def test_a_tuned_study_runs_its_search_first_and_takes_its_best(tmp_path, stand_in):
+    tuning = spec_of(SEARCH)
+    tuned = spec_of(FIXED, name="tuned", grid=[{"scheme": "pre_agg"}])
+    tuned = dataclasses.replace(tuned, tuned_by=tuning)
+    assert run(tuned, tmp_path, verbose=False)
+    best = study_of(tmp_path, "search").best_params["learning_rate"]
+    assert best_settings(tuning, tmp_path) == {"pre_agg": {"learning_rate": best}}
+    trials = study_of(tmp_path, "tuned").get_trials()
+    assert [trial.user_attrs["config"]["learning_rate"] for trial in trials] == [best, best]
+
+
+# --- storage and tables -------------------------------------------------------------------------
+
+
+def test_tables_have_a_row_for_each_slot_subject_and_epoch(finished):
+    results = read_storage(TRAINED, finished / "fixed" / "study.sqlite3")
+    assert results.runs["outcome"].tolist() == ["finished"] * 2
+    assert results.runs["scheme"].tolist() == ["pre_agg", "post_agg"]
+    assert results.runs["backend"].tolist() == [keras.backend.backend()] * 2
+    assert len(results.epochs) == 4
+    test = results.subjects[results.subjects["split"] == "test"]
+    means = test.groupby("trial")["mpjpe_mm"].mean()
+    np.testing.assert_allclose(means, results.runs["test_mpjpe_mm"], atol=1e-3)
+
+
+def test_what_has_not_run_is_said(finished):
+    runs = read_storage(spec_of(FIXED), finished / "fixed" / "study.sqlite3").runs
+    assert runs["outcome"].tolist() == ["finished"] * 2 + ["not run"] * 2
+    assert runs["seed"].tolist() == [0, 0, 1, 1]
+    assert (runs["params"] > 0).all()
+
+
+def test_tables_survive_their_csvs(finished, tmp_path, stand_in):
+    assert run(spec_of(SEARCH), tmp_path, verbose=False)
+    for spec, folder in ((TRAINED, finished), (spec_of(SEARCH), tmp_path)):
+        results = read_storage(spec, folder / spec.name / "study.sqlite3")
+        write_results(results, tmp_path, spec.name)
+        again = read_results(tmp_path, spec.name)
+        for name in ("runs", "subjects", "epochs", "importances"):
+            first, second = getattr(results, name), getattr(again, name)
+            assert first.columns.tolist() == second.columns.tolist()
+            numbers = first.select_dtypes("number").columns
+            pd.testing.assert_frame_equal(
+                first[numbers].astype(float), second[numbers].astype(float), rtol=1e-5
+            )
+    assert set(results.importances["parameter"]) == {"learning_rate"}
+    with pytest.raises(InputError, match=r"`results` must have the file other\.csv"):
+        read_results(tmp_path, "other")
+
+
+def test_a_trial_is_found_by_its_number(finished):
+    storage = finished / "fixed" / "study.sqlite3"
+    assert read_trial(storage, 1).user_attrs["slot"] == "post_agg seed=0"
+    with pytest.raises(InputError, match=r"`number` must be one of \[0, 1\]"):
+        read_trial(storage, 9)
+    with pytest.raises(InputError, match=r"`study` must be one of \['fixed'\]"):
+        read_trial(storage, 0, "other")
+    with pytest.raises(InputError, match="`storage` must be a SQLite file or a URL"):
+        read_trial(finished / "none.sqlite3", 0)
+
+
+def test_a_file_that_is_no_storage_is_refused(tmp_path):
+    path = tmp_path / "fixed" / "study.sqlite3"
+    path.parent.mkdir()
+    path.write_text("a letter to my aunt " * 100)
+    with pytest.raises(InputError, match="`storage` must be a SQLite file or the URL"):
+        run(spec_of(FIXED), tmp_path)
+    assert path.read_text() == "a letter to my aunt " * 100
+
+
+def test_objectives_of_another_study_are_refused(tmp_path, stand_in):
+    assert run(spec_of(SEARCH), tmp_path, verbose=False)
+    search = {**SEARCH["search"], "objectives": ["params"]}
+    with pytest.raises(InputError, match="`name` must be new where the objectives change"):
+        run(spec_of(SEARCH, search=search), tmp_path)
+
+
+def test_workers_must_be_a_number(tmp_path):
+    with pytest.raises(InputError, match="`workers` must be an integer of at least 1"):
+        run(spec_of(FIXED), tmp_path, workers=0)
+    assert not list(tmp_path.iterdir())
+
+
+def test_names_of_studies():
+    assert study_names(spec_of(FIXED)) == ["fixed"]
+    assert study_names(spec_of(SEARCH, grid=[])) == ["search"]
+    two = spec_of(SEARCH, grid=[{"scheme": ["pre_agg", "post_agg"]}])
+    assert study_names(two) == ["search: pre_agg", "search: post_agg"]
