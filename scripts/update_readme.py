@@ -1,6 +1,6 @@
-"""Writes the generated tables of README.md: the schemes, from their one table, and the results.
+"""Writes the generated tables of README.md, and studies/README.md, from the CSVs of results.
 
-With --check it writes nothing, and fails where README.md is out of date.
+With --check it writes nothing, and fails where one of them is out of date.
 """
 
 import argparse
@@ -10,18 +10,23 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
-from cli import markdown, run
+from cli import run
 
+from keras_wsgcn import markdown
 from keras_wsgcn.budget import count_flops, count_params, solve_channels
 from keras_wsgcn.errors import InputError
 from keras_wsgcn.files import write_text
 from keras_wsgcn.schemes import SCHEMES, SPLITS
 from keras_wsgcn.skeletons import h36m_16
+from keras_wsgcn.studies.report import as_markdown, pictures, sections
+from keras_wsgcn.studies.results import read_nothing, read_results
+from keras_wsgcn.studies.spec import load_spec
 
 ROOT = Path(__file__).parent.parent
 BUDGETS = (4.2e6, 2.1e6, 1.05e6)
-RESULTS = ROOT / "studies" / "results" / "cmu24_recipe.csv"
-STEPS = ROOT / "studies" / "results" / "training_step.csv"
+STUDIES = ROOT / "studies"
+RESULTS = STUDIES / "results" / "cmu24_recipe.csv"
+STEPS = STUDIES / "results" / "training_step.csv"
 
 
 def schemes_table() -> str:
@@ -42,7 +47,7 @@ def schemes_table() -> str:
         )
     columns = ["scheme", "split", "per", "kernels", "parameters at 128", "MFLOP at 128"]
     columns += [f"channels at {budget / 1e6:g} M" for budget in BUDGETS]
-    return markdown([*columns, "paper"], rows)
+    return markdown.table([*columns, "paper"], rows)
 
 
 def results_table() -> str:
@@ -63,7 +68,7 @@ def results_table() -> str:
         ]
         for _, row in frame.iterrows()
     ]  # fmt: skip
-    return markdown(["scheme", "channels", "parameters", "gain", *columns], rows)
+    return markdown.table(["scheme", "channels", "parameters", "gain", *columns], rows)
 
 
 def steps_table() -> str:
@@ -73,7 +78,7 @@ def steps_table() -> str:
         [f"`{scheme}`", channels, *(f"{value:.1f}" for value in row)]
         for (scheme, channels), row in zip(table.index, table.to_numpy(), strict=True)
     ]
-    return markdown(["scheme", "channels", *table.columns], rows)
+    return markdown.table(["scheme", "channels", *table.columns], rows)
 
 
 BLOCKS = {"schemes": schemes_table, "results": results_table, "steps": steps_table}
@@ -88,19 +93,50 @@ def updated(text: str) -> str:
     return text
 
 
+def studies_page() -> str:
+    """studies/README.md: what came out of each study, and what has not been run."""
+    specs = [load_spec(path) for path in sorted(STUDIES.glob("*.toml"))]
+    rows, chapters = [], []
+    for spec in specs:
+        has_run = (STUDIES / "results" / f"{spec.name}.csv").is_file()
+        results = read_results(STUDIES / "results", spec.name) if has_run else read_nothing(spec)
+        command = f"python scripts/run_study.py studies/{spec.name}.toml"
+        total, done = len(results.runs), int(results.runs["outcome"].ne("not run").sum())
+        link = f"[{spec.name}](#{spec.name})" if has_run or not spec.seeds else f"`{spec.name}`"
+        state = f"{done} of {total}" if spec.seeds else "not trained"
+        missing = f"`{command}`" if done < total else ""
+        rows.append([link, spec.title, spec.data["source"], state, missing])
+        if has_run or not spec.seeds:
+            parts = sections(spec, results, command)
+            parts += [
+                p
+                for p in pictures(spec, results, STUDIES / "results")
+                if p.picture and p.picture.exists()
+            ]
+            body = as_markdown(parts, level=3, pictures="results/")
+            chapters.append(f"## {spec.name}\n\n**{spec.title}.** {spec.note.strip()}\n\n{body}")
+    introduction = (STUDIES / "introduction.md").read_text(encoding="utf-8").strip()
+    table = markdown.table(["study", "", "data", "trials run", "what runs the rest"], rows)
+    return "\n\n".join([introduction, table, *chapters]) + "\n"
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="only say whether it is up to date")
+    parser.add_argument("--check", action="store_true", help="only say whether they are up to date")
     options = parser.parse_args(argv)
-    path = ROOT / "README.md"
-    text = path.read_text(encoding="utf-8")
-    new = updated(text)
-    if options.check and new != text:
-        raise InputError(
-            "`README.md` must be up to date: run scripts/update_readme.py. Received: old tables"
-        )
-    if not options.check:
-        write_text(path, new)
+    readme = ROOT / "README.md"
+    pages = {
+        readme: updated(readme.read_text(encoding="utf-8")),
+        STUDIES / "README.md": studies_page(),
+    }
+    for path, new in pages.items():
+        if not options.check:
+            write_text(path, new)
+        elif not path.exists() or path.read_text(encoding="utf-8") != new:
+            raise InputError(
+                f"`{path.name}` must be up to date: run scripts/update_readme.py. "
+                f"Received: old tables in {path}"
+            )
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ DATA = (
 LAST = (
     "recipes", "training", "evaluation", "plots", "inference", "animation",
     "studies.spec", "studies.storage", "studies.planning", "studies.trials", "studies.workers",
-    "studies.results", "studies.claims",
+    "studies.results", "studies.claims", "studies.figures", "studies.report",
 )  # fmt: skip
 BACKENDS = {"tensorflow", "jax", "torch"}
 MAX_LINES = 420

@@ -17,6 +17,7 @@ from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from keras_wsgcn.errors import InputError
+from keras_wsgcn.files import atomic_path
 
 # A process that is killed is noticed after GRACE times the heartbeat.
 HEARTBEAT_SECONDS = 10
@@ -40,29 +41,64 @@ def open_storage(location: str | os.PathLike, heartbeat_seconds: int | None = No
     Raises:
         InputError: if it cannot be opened.
     """
-    import sqlalchemy.exc
+    import sqlalchemy
 
     url = storage_url(location)
     seconds = heartbeat_seconds or HEARTBEAT_SECONDS
-    if url.startswith("sqlite"):
-        Path(url.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-        arguments: dict[str, Any] = {"connect_args": {"timeout": 60}}
-    else:
-        arguments = {"pool_pre_ping": True}
+    is_file = url.startswith("sqlite")
     try:
-        with _creation_lock(url), _quietly():  # Optuna makes the tables one by one
+        if is_file:
+            _make_sqlite(url)
+            making: contextlib.AbstractContextManager = contextlib.nullcontext()
+        else:
+            making = _database_lock(sqlalchemy.create_engine(url, poolclass=sqlalchemy.NullPool))
+        with making, _quietly():
             return RDBStorage(
                 url,
-                engine_kwargs=arguments,
+                engine_kwargs={"connect_args": {"timeout": 60}}
+                if is_file
+                else {"pool_pre_ping": True},
                 heartbeat_interval=seconds,
                 grace_period=GRACE * seconds,
             )
-    except (sqlalchemy.exc.SQLAlchemyError, RuntimeError, AssertionError) as error:
+    except (sqlalchemy.exc.SQLAlchemyError, ImportError, RuntimeError, AssertionError) as error:
         reason = str(error).strip().splitlines()[0]
         raise InputError(
-            f"`storage` must be a SQLite file or the URL of a database that Optuna can use "
-            f"({reason}). Received: storage={str(location)!r}"
+            "`storage` must be a SQLite file or the URL of a PostgreSQL database that Optuna can "
+            f"use ({reason}). Received: storage={without_password(url)!r}"
         ) from None
+
+
+def _make_sqlite(url: str) -> None:
+    """Makes a SQLite storage as a whole, tables and versions; refuses a file of something else."""
+    import sqlalchemy
+
+    path = _file_of(url)
+    with _file_lock(url):
+        if not path.exists():
+            with atomic_path(path) as temporary, _quietly():
+                RDBStorage(f"sqlite:///{temporary}").engine.dispose()
+            return
+    engine = sqlalchemy.create_engine(url)
+    try:
+        tables = set(sqlalchemy.inspect(engine).get_table_names())
+    finally:
+        engine.dispose()
+    if not {"studies", "trials", "version_info"} <= tables:
+        raise InputError(
+            f"`storage` must be a SQLite file that Optuna has made, or a new one. "
+            f"Received: storage={str(path)!r}, with the tables {sorted(tables)}"
+        )
+
+
+def without_password(url: str) -> str:
+    """A URL as it may be printed."""
+    import sqlalchemy
+
+    try:
+        return sqlalchemy.make_url(url).render_as_string(hide_password=True)
+    except sqlalchemy.exc.ArgumentError:
+        return url
 
 
 def storage_url(location: str | os.PathLike) -> str:
@@ -84,33 +120,36 @@ def _quietly() -> Iterator[None]:
         optuna.logging.set_verbosity(level)
 
 
-def _creation_lock(url: str) -> contextlib.AbstractContextManager:
-    return _file_lock(url) if url.startswith("sqlite") else contextlib.nullcontext()
-
-
 def _file_lock(url: str) -> contextlib.AbstractContextManager:
     import filelock
 
-    return filelock.FileLock(f"{url.removeprefix('sqlite:///')}.lock")
+    path = _file_of(url)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return filelock.FileLock(path.with_name(f"{path.name}.lock"))
+
+
+def _file_of(url: str) -> Path:
+    return Path(url.removeprefix("sqlite:///"))
+
+
+def exclusive(storage: RDBStorage) -> contextlib.AbstractContextManager:
+    """Holds a storage for one process among all that use it; a killed process lets go of it."""
+    is_file = storage.url.startswith("sqlite")
+    return _file_lock(storage.url) if is_file else _database_lock(storage.engine)
 
 
 @contextlib.contextmanager
-def exclusive(storage: RDBStorage) -> Iterator[None]:
-    """Holds a storage for one process among all that use it; a killed process lets go of it."""
-    if storage.url.startswith("sqlite"):
-        with _file_lock(storage.url):
-            yield
-        return
+def _database_lock(engine: Any) -> Iterator[None]:
     import sqlalchemy
 
-    with storage.engine.connect() as connection:
-        locked = {"key": 0x77736763}  # any number will do: "wsgc"
-        connection.execute(sqlalchemy.text("SELECT pg_advisory_lock(:key)"), locked)
+    with engine.connect() as connection:
+        key = {"key": 0x77736763}  # any number will do: "wsgc"
+        connection.execute(sqlalchemy.text("SELECT pg_advisory_lock(:key)"), key)
         connection.commit()
         try:
             yield
         finally:
-            connection.execute(sqlalchemy.text("SELECT pg_advisory_unlock(:key)"), locked)
+            connection.execute(sqlalchemy.text("SELECT pg_advisory_unlock(:key)"), key)
             connection.commit()
 
 

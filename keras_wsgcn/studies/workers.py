@@ -30,6 +30,7 @@ from keras_wsgcn.studies.spec import StudySpec
 from keras_wsgcn.studies.trials import Objective, OutOfMemoryError, latency_ms
 
 _POLL_SECONDS = 1
+_WORKER = f"import sys; from {__name__} import work_alone; sys.exit(work_alone())"
 
 
 def run(
@@ -239,10 +240,11 @@ def _start_worker(task: dict[str, Any], number: int, workers: int) -> subprocess
     cores = _cores_of(number, workers)
     environment = {**os.environ, "OMP_NUM_THREADS": str(len(cores))}
     # All backends size their thread pools by the cores that they may use. Set here and inherited,
-    # it holds from the worker's first import on. Ctrl-C reaches workers through this process only.
-    with _on_cores(cores):
+    # it holds from the worker's first import on. Ctrl-C reaches workers through this process only,
+    # and has to wait until they can end tidily.
+    with _on_cores(cores), _interrupts_blocked():
         process = subprocess.Popen(
-            [sys.executable, "-m", __name__],
+            [sys.executable, "-c", _WORKER],
             env=environment,
             stdin=subprocess.PIPE,
             start_new_session=True,
@@ -275,6 +277,18 @@ def _on_cores(cores: list[int]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def _interrupts_blocked() -> Iterator[None]:
+    if not hasattr(signal, "pthread_sigmask"):  # not on Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextlib.contextmanager
 def _terminable() -> Iterator[None]:
     """Ends on SIGTERM as on Ctrl-C."""
     if threading.current_thread() is not threading.main_thread():
@@ -291,10 +305,14 @@ def _terminable() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _main() -> int:
+def work_alone() -> int:
+    """What a worker's process does: reads its task from stdin, and returns its exit status."""
+    warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
     task = json.load(sys.stdin)
     with _terminable():
         try:
+            if hasattr(signal, "pthread_sigmask"):
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
             spec, folder = StudySpec.from_config(task["spec"]), Path(task["folder"])
             location = storage_of(spec, folder, task["storage"])
             work(
@@ -308,8 +326,3 @@ def _main() -> int:
         except KeyboardInterrupt:
             return 130
     return 0
-
-
-if __name__ == "__main__":
-    warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-    sys.exit(_main())

@@ -1,0 +1,59 @@
+"""Shows what came out of studies: tables beside the paper's, conclusions, and pictures.
+
+Prints Markdown, and writes CSVs (one row a run, a run and subject, a run and epoch), pictures and
+one page of HTML that holds all of it.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from cli import run
+from run_study import add_study_options, read_study
+
+from keras_wsgcn.studies.planning import storage_of
+from keras_wsgcn.studies.report import as_markdown, draw, sections, write_page
+from keras_wsgcn.studies.results import read_nothing, read_results, read_storage, write_results
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog="Give the options that run_study.py was given."
+    )
+    parser.add_argument("specs", nargs="+", type=Path, metavar="SPEC", help="TOML files")
+    add_study_options(parser)
+    parser.add_argument(
+        "--csv", type=Path, metavar="FOLDER", help="read the CSVs there, not a storage"
+    )
+    parser.add_argument(
+        "--output", type=Path, help="folder to write to (default: FOLDER/NAME, beside the storage)"
+    )
+    parser.add_argument("--no-pictures", action="store_true", help="only tables")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    options = parse(argv)
+    for path in options.specs:
+        spec = read_study(path, options)
+        output = options.output or options.folder / spec.name
+        if not spec.seeds:
+            results = read_nothing(spec)
+        elif options.csv:
+            results = read_results(options.csv, spec.name)
+        else:
+            results = read_storage(spec, storage_of(spec, options.folder, options.storage))
+        parts = sections(spec, results, f"python scripts/run_study.py {path}")
+        print(f"# {spec.title or spec.name}\n\n{spec.note.strip()}\n\n{as_markdown(parts)}\n")
+        if spec.seeds and not options.csv:
+            write_results(results, output, spec.name)
+        if not options.no_pictures:
+            parts += draw(spec, results, output)
+        page = output / f"{spec.name}.html"
+        write_page(spec.title or spec.name, spec.note, parts, page)
+        print(f"written to {output}: tables, pictures and {page.name}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))
