@@ -128,8 +128,27 @@ def test_impossible_budget_says_what_the_smallest_model_needs():
 
 @pytest.mark.parametrize("budget", [0, -1, math.nan, math.inf, "2e6", None, True])
 def test_refuses_what_is_no_budget(budget):
-    with pytest.raises(InputError, match="`budget` must be"):
+    with pytest.raises(InputError, match=r"`budget` (or `flops` )?must be"):
         solve_channels("pre_agg", budget)
+    with pytest.raises(InputError, match=r"`(budget` or `)?flops` must be"):
+        solve_channels("pre_agg", flops=budget)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_channels_for_operations_are_the_nearest(scheme):
+    for flops in (3e5, 2.71e6, 4e7):
+        channels = solve_channels(scheme, flops=flops)
+        distances = [
+            abs(count_flops(scheme, c) - flops) for c in (channels - 1, channels, channels + 1)
+        ]
+        assert distances[1] == min(distances)
+
+
+def test_a_budget_is_of_one_kind():
+    with pytest.raises(InputError, match="`budget` or `flops` must be given, and only one"):
+        solve_channels("pre_agg", 1e6, flops=1e6)
+    with pytest.raises(InputError, match=r"`flops` must be at least .* smallest model"):
+        solve_channels("pre_agg", flops=10)
 
 
 @pytest.mark.parametrize("channels", [0, -4, 2.5, "8", None, True])

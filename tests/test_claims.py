@@ -14,6 +14,8 @@ from keras_wsgcn.studies.claims import (
     summarise_claims,
 )
 
+pytestmark = pytest.mark.plain
+
 M = 1_000_000
 # The paper's tables 2 and 4: the test MPJPE of a scheme at its number of parameters.
 TABLE_2 = {

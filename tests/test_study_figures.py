@@ -1,155 +1,505 @@
-"""Pictures of studies appear, and say what the tables say."""
-
 import itertools
-import json
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from keras_wsgcn import SCHEMES, InputError, Scheme, Skeleton
-from keras_wsgcn.skeletons import h36m_16
-from keras_wsgcn.studies import figures
+pytest.importorskip("matplotlib", reason="the extra `plots` is not installed")
 
-PNG = b"\x89PNG\r\n"
-HAND = Skeleton(
-    "hand",
-    joint_names=("wrist", "thumb", "index", "ring"),
-    parents=(-1, 0, 0, 0),
-    extra_edges=[("index", "ring")],
+from matplotlib import colors, image
+from matplotlib.patches import FancyArrowPatch
+
+from keras_wsgcn import SCHEMES, Scheme, Skeleton, skeletons
+from keras_wsgcn.errors import InputError
+from keras_wsgcn.studies import figures
+from keras_wsgcn.studies.figures import (
+    draw_schemes,
+    edge_colours,
+    edge_kernels,
+    joint_positions,
+    pareto_front,
+    plot_error_against_params,
+    plot_importances,
+    plot_pareto,
+    plot_search,
+    plot_training_losses,
+    scheme_styles,
 )
 
+pytestmark = pytest.mark.plain
 
-def runs_of(schemes=("pre_agg", "no_sharing"), sizes=(1e6, 4e6), seeds=2, **columns):
+ARM = Skeleton("arm", ("shoulder", "elbow", "wrist"), (-1, 0, 1), centre="shoulder")
+RING = Skeleton(  # no bones, a cycle, and a way across
+    "ring", tuple("abcde"), (-1,) * 5, extra_edges=(*zip("abcde", "bcdea", strict=True), "ac")
+)
+OWN = Scheme("depth_per_source", split="depth", per="source")
+SKELETONS = [*skeletons.SKELETONS.values(), ARM, RING]
+ALL_SCHEMES = [*SCHEMES.values(), OWN]
+
+
+def read_picture(path):
+    """The pixels; fails if the file is no PNG, shows nothing or is cut off at an edge."""
+    assert path.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+    pixels = image.imread(path)
+    assert len(np.unique(pixels[..., 0])) > 10
+    margins = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
+    assert (margins == 1).all(), "something is cut off at the edge"
+    return pixels
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The figures that would be written."""
+    found = []
+    monkeypatch.setattr(figures, "write", lambda figure, path: found.append(figure))
+    return found
+
+
+def legend_of(figure):
+    return [text.get_text() for legend in figure.legends for text in legend.get_texts()]
+
+
+def some_runs(schemes=tuple(SCHEMES), sizes=(1.0e6, 2.0e6, 4.0e6), seeds=(0, 1)):
     rng = np.random.default_rng(0)
-    cells = list(itertools.product(schemes, sizes, range(seeds)))
-    frame = pd.DataFrame(cells, columns=["scheme", "params", "seed"])
-    frame = frame.assign(study="s", trial=range(len(cells)), outcome="finished")
-    frame["cell"] = frame["scheme"] + frame["params"].astype(str)
-    for name in ("val_mpjpe_mm", "test_mpjpe_mm", "latency_ms", "forward_mflop"):
-        frame[name] = rng.uniform(40, 80, len(frame))
-    frame["learning_rate"] = 10 ** rng.uniform(-4, -2, len(frame))
-    frame["affinity"] = rng.choice(["fixed", "learned"], len(frame))
-    return frame.assign(**columns)
+    cases = list(itertools.product(schemes, sizes, seeds))
+    runs = pd.DataFrame(cases, columns=["scheme", "params", "seed"])
+    nearly = runs.groupby("scheme", sort=False).ngroup() * 1000  # of one size, but not equal
+    return runs.assign(
+        study="table", cell=runs["scheme"], trial=range(len(runs)), outcome="finished",
+        params=(runs["params"] + nearly).astype("Int64"),
+        val_mpjpe_mm=rng.uniform(40, 60, len(runs)), test_mpjpe_mm=rng.uniform(40, 60, len(runs)),
+    )  # fmt: skip
 
 
-def epochs_of(runs):
-    rows = [
-        {"study": "s", "trial": t, "epoch": e, "loss_m2": 1e-3 / e, "val_mpjpe_mm": 90 / e}
-        for t in runs["trial"]
-        for e in (1, 2, 3)
-    ]
-    return pd.DataFrame(rows)
+def some_epochs(runs, epochs=4):
+    rows = runs[["study", "trial"]].merge(pd.DataFrame({"epoch": range(1, epochs + 1)}), "cross")
+    return rows.assign(
+        loss_m2=1e-4 / rows["epoch"] * (1 + rows["trial"] / 50), mpjpe_mm=40.0,
+        val_mpjpe_mm=40 + 60 / rows["epoch"] + rows["trial"], learning_rate=1e-3, seconds=2.0,
+    )  # fmt: skip
 
 
-def test_every_scheme_has_a_look_of_its_own():
-    styles = figures.scheme_styles([*SCHEMES, "mine", "yours"])
-    assert list(styles)[:8] == list(SCHEMES)
-    assert len({json.dumps(style) for style in styles.values()}) == 10
-    few = figures.scheme_styles(["no_sharing", "pre_agg"])
-    assert few == {name: styles[name] for name in ("pre_agg", "no_sharing")}
+def some_trials(schemes=("pre_agg", "no_sharing", "mine")):
+    rng = np.random.default_rng(0)
+    outcomes = ["finished"] * 8 + ["pruned", "diverged", "failed"]
+    cases = list(itertools.product(schemes, outcomes))
+    trials = pd.DataFrame(cases, columns=["scheme", "outcome"])
+    count = len(trials)
+    error = np.where(trials["outcome"] == "diverged", np.nan, rng.uniform(40, 90, count))
+    return trials.assign(
+        study="search", trial=range(count), params=rng.integers(1e5, 1e7, count),
+        channels=np.geomspace(16, 256, count).round(), dropout=rng.uniform(0, 0.5, count).round(1),
+        learning_rate=np.geomspace(1e-2, 1e-4, count), latency_ms=rng.uniform(1, 2, count),
+        affinity=rng.choice(["fixed", "learned"], count), val_mpjpe_mm=error, test_mpjpe_mm=np.nan,
+    )  # fmt: skip
+
+
+def some_importances(studies=("search: pre_agg", "search: no_sharing")):
+    rows = [(s, p, v) for s in studies for p, v in (("channels", 0.7), ("dropout", 0.3))]
+    return pd.DataFrame(rows, columns=["study", "parameter", "importance"])
+
+
+# --- which edges share a kernel -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("skeleton", SKELETONS, ids=lambda skeleton: skeleton.name)
+@pytest.mark.parametrize("scheme", ALL_SCHEMES, ids=lambda scheme: scheme.name)
+@pytest.mark.parametrize("transform_first", [True, False])
+def test_kernels_of_edges_are_those_that_the_layer_uses(scheme, skeleton, transform_first):
+    """The layer's own bookkeeping, `Contraction`, is the oracle."""
+    contraction = type(scheme.contraction(skeleton, 2, 2))(scheme, skeleton, transform_first)
+    lead = scheme.kernel_lead(skeleton)
+    per_part = lead[1] if len(lead) > 1 else 1
+    kernel_of_product = np.concatenate(
+        [part * per_part + rows[:, 1] for part, rows in enumerate(contraction.products)]
+    )
+    expected = kernel_of_product[contraction.edge_products]
+    np.testing.assert_array_equal(edge_kernels(scheme, skeleton), expected)
+    assert expected.max() < scheme.num_kernels(skeleton)
+
+
+@pytest.mark.parametrize("skeleton", SKELETONS, ids=lambda skeleton: skeleton.name)
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_every_kernel_of_the_library_s_schemes_is_shown(scheme, skeleton):
+    count = SCHEMES[scheme].num_kernels(skeleton)
+    assert len(set(edge_kernels(scheme, skeleton))) == count
+    assert len(set(edge_colours(scheme, skeleton))) == count
+
+
+def test_kernels_that_no_edge_can_use_are_not_shown():
+    """Nobody's neighbour is the shoulder and farther, or the wrist and nearer."""
+    assert OWN.num_kernels(ARM) == 9
+    assert sorted(set(edge_kernels(OWN, ARM))) == [0, 1, 2, 3, 4, 7, 8]
+    assert len(set(edge_colours(OWN, ARM))) == 7
+
+
+@pytest.mark.parametrize("skeleton", SKELETONS, ids=lambda skeleton: skeleton.name)
+@pytest.mark.parametrize("scheme", ALL_SCHEMES, ids=lambda scheme: scheme.name)
+def test_edges_share_a_colour_if_and_only_if_they_share_a_kernel(scheme, skeleton):
+    kernels, colours = edge_kernels(scheme, skeleton), edge_colours(scheme, skeleton)
+    same_kernel = kernels[:, None] == kernels[None]
+    np.testing.assert_array_equal(np.equal.outer(colours, colours), same_kernel)
+    assert len(colours) == len(skeleton.edges)
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-@pytest.mark.parametrize("skeleton", [h36m_16, HAND], ids=["human", "hand"])
-def test_edges_have_one_colour_if_and_only_if_they_share_a_kernel(scheme, skeleton):
-    kernels = figures.edge_kernels(scheme, skeleton)
-    assert len(kernels) == len(skeleton.edges)
-    assert kernels.max() < SCHEMES[scheme].num_kernels(skeleton)
-    if skeleton is h36m_16:  # every kernel has an edge
-        assert len(set(kernels)) == SCHEMES[scheme].num_kernels(skeleton)
-    colours = figures.edge_colours(scheme, skeleton)
-    for a, b in itertools.combinations(range(len(colours)), 2):
-        assert (colours[a] == colours[b]) == (kernels[a] == kernels[b])
+def test_colours_are_told_apart_above_all_at_a_joint(scheme):
+    skeleton = skeletons.get("h36m_16")
+    rgb = np.array([colors.to_rgb(colour) for colour in edge_colours(scheme, skeleton)])
+    kernels = edge_kernels(scheme, skeleton)
+    apart = np.linalg.norm(rgb[:, None] - rgb[None], axis=-1)
+    differ = kernels[:, None] != kernels[None]
+    ends = [set(edge) for edge in skeleton.edges.tolist()]
+    meet = np.array([[bool(a & b) for b in ends] for a in ends])
+    assert apart[differ].min(initial=1) > 0.1
+    assert apart[differ & meet].min(initial=1) > 0.2
+    assert (1 - rgb).max(axis=1).min() > 0.2  # none is lost on white
 
 
-def test_kernels_of_edges_by_hand():
-    """Pre-aggregation looks at the source, post-aggregation at the target, whatever the other."""
-    target, source = h36m_16.edges.T
-    np.testing.assert_array_equal(figures.edge_kernels("pre_agg", h36m_16), source)
-    np.testing.assert_array_equal(figures.edge_kernels("post_agg", h36m_16), target)
-    decoupled = figures.edge_kernels("pre_agg_decoupled", h36m_16)
-    np.testing.assert_array_equal(decoupled, source + 16 * (target != source))
-    # Conv-style counts from the spine, joint 7: the thorax is farther, the pelvis as well.
-    kernels = figures.edge_kernels("conv_style", h36m_16)
-    by_edge = {tuple(edge): k for edge, k in zip(h36m_16.edges.tolist(), kernels, strict=True)}
-    assert by_edge[7, 7] == by_edge[0, 0] == 0
-    assert by_edge[8, 7] == by_edge[0, 7] == 1  # the source is nearer
-    assert by_edge[7, 8] == by_edge[7, 0] == 2
-
-
-@pytest.mark.parametrize("skeleton", ["h36m_16", "h36m_17", HAND], ids=str)
+@pytest.mark.parametrize("skeleton", SKELETONS, ids=lambda skeleton: skeleton.name)
 def test_joints_stand_apart(skeleton):
-    from keras_wsgcn import skeletons
-
-    place = figures.joint_positions(skeletons.get(skeleton))
-    distances = np.linalg.norm(place[:, None] - place, axis=-1)
-    np.fill_diagonal(distances, np.inf)
-    assert distances.min() > 0.3
-
-
-def test_the_front_is_what_no_other_row_beats():
-    rng = np.random.default_rng(0)
-    values = rng.integers(0, 6, (40, 3)).astype(float)  # with ties
-    values[3, 1], values[7, 0] = np.nan, np.inf
-    frame = pd.DataFrame(values, columns=list("abc"))
-    for columns in (["a", "b"], ["a", "b", "c"], ["b"]):
-        rows = frame[columns].to_numpy()
-        expected = [
-            np.isfinite(row).all()
-            and not any((other <= row).all() and (other < row).any() for other in rows)
-            for row in rows
-        ]
-        np.testing.assert_array_equal(figures.pareto_front(frame, columns), expected)
-    with pytest.raises(InputError, match="`columns` must be some of"):
-        figures.pareto_front(frame, ["d"])
+    place = joint_positions(skeleton)
+    apart = np.linalg.norm(place[:, None] - place[None], axis=-1)[~np.eye(len(place), dtype=bool)]
+    joined = np.linalg.norm(np.subtract(*place[skeleton.edges.T]), axis=1)
+    assert place.shape == (skeleton.num_joints, 2)
+    assert apart.min() > 0.4
+    assert joined.max() < 2
 
 
-IMPORTANCES = pd.DataFrame(
-    {"study": ["a", "a", "b"], "parameter": ["x", "y", "x"], "importance": [0.9, 0.1, 1.0]}
-)
-DRAWINGS = {
-    "errors": lambda runs, path: figures.plot_error_against_params(runs, path),
-    "pareto": lambda runs, path: figures.plot_pareto(runs, path, cost="params"),
-    "training": lambda runs, path: figures.plot_training_losses(runs, epochs_of(runs), path),
-    "search": lambda runs, path: figures.plot_search(
-        runs, path, parameters=["learning_rate", "affinity", "missing"]
-    ),
+def test_people_stand_and_face_the_viewer_and_others_have_the_root_on_top():
+    skeleton = skeletons.get("h36m_17")
+    x, y = joint_positions(skeleton).T
+    heights = [y[skeleton.index(n)] for n in ("head", "thorax", "pelvis", "l_knee", "l_ankle")]
+    assert heights == sorted(heights, reverse=True)
+    for left, right in skeleton.mirror_pairs:
+        assert x[left] == -x[right] > 0
+        assert y[left] == y[right]
+    np.testing.assert_allclose(joint_positions(ARM), [[0, 1], [0, 0], [0, -1]], atol=0.1)
+
+
+def test_schemes_have_a_panel_each_with_all_edges_in_their_colours(drawn, tmp_path):
+    draw_schemes(tmp_path / "schemes.png")
+    panels = [axes for axes in drawn[0].axes if axes.get_visible()]
+    assert len(panels) == 8
+    skeleton = skeletons.get("h36m_16")
+    loops = skeleton.edges[:, 0] == skeleton.edges[:, 1]
+    for axes, (name, scheme) in zip(panels, SCHEMES.items(), strict=True):
+        colours = np.array(edge_colours(name, skeleton))
+        arrows = [p for p in axes.patches if isinstance(p, FancyArrowPatch)]
+        shown = [colors.to_hex(arrow.get_edgecolor()) for arrow in arrows]
+        assert shown == colours[~loops].tolist()
+        rings = [line.get_color() for line in axes.lines if line.get_markerfacecolor() == "white"]
+        assert rings == colours[loops].tolist()
+        kernels = scheme.num_kernels(skeleton)
+        title = axes.get_title()
+        assert title.startswith(f"{name}, {scheme.equation}\n{kernels} kernel")
+
+
+def test_arrows_lead_from_the_source_to_the_target(drawn, tmp_path):
+    draw_schemes(tmp_path / "arm.png", skeleton=ARM, schemes=["no_sharing"])
+    place = joint_positions(ARM)
+    wanted = [(s, t) for t, s in ARM.edges.tolist() if s != t]
+    ends = [arrow._posA_posB for arrow in drawn[0].axes[0].patches]
+    np.testing.assert_allclose(ends, [place[list(edge)] for edge in wanted])
+
+
+def test_schemes_and_skeletons_of_ones_own_are_drawn(tmp_path):
+    draw_schemes(tmp_path / "arm.png", skeleton=ARM, schemes=[OWN, "pre_agg", OWN])
+    draw_schemes(tmp_path / "five.png", skeleton=RING, schemes=list(SCHEMES)[:5])
+    two, five = (read_picture(tmp_path / f"{name}.png") for name in ("arm", "five"))
+    assert two.shape[1] * 2 == five.shape[1]
+
+
+def test_unused_kernels_are_named(drawn, tmp_path):
+    draw_schemes(tmp_path / "arm.png", skeleton=ARM, schemes=[OWN])
+    assert drawn[0].axes[0].get_title().splitlines() == [
+        "depth_per_source", "9 kernels (7 used), per source", "same depth / nearer / farther",
+    ]  # fmt: skip
+
+
+# --- how a scheme looks -------------------------------------------------------------------------
+
+
+def test_each_scheme_has_a_style_of_its_own_whatever_stands_beside_it():
+    styles = scheme_styles(SCHEMES)
+    assert list(styles) == list(SCHEMES)
+    assert len({str(style) for style in styles.values()}) == 8
+    for name in SCHEMES:
+        assert scheme_styles([name, "mine"])[name] == styles[name]
+
+
+def test_decoupled_schemes_are_filled_and_their_coupled_forms_hollow():
+    styles = scheme_styles(SCHEMES)
+    pairs = itertools.product(SCHEMES.values(), repeat=2)
+    splits = ("whole", "self_others")
+    pairs = [(a, b) for a, b in pairs if a.per == b.per and (a.split, b.split) == splits]
+    assert len(pairs) == 3
+    for coupled, decoupled in pairs:
+        first, second = styles[coupled.name], styles[decoupled.name]
+        assert (first["color"], first["marker"]) == (second["color"], second["marker"])
+        assert first["mfc"] == "white" != second["mfc"]
+        assert first["linestyle"] != "-" == second["linestyle"]
+
+
+def test_schemes_of_ones_own_come_last_and_look_like_no_other():
+    names = [f"mine_{number}" for number in range(10)]
+    styles = scheme_styles([*names, *SCHEMES])
+    assert list(styles) == [*SCHEMES, *names]
+    assert len({str(style) for style in styles.values()}) == 18
+    assert scheme_styles(["mine_0"])["mine_0"] == scheme_styles(["mine_0", "pre_agg"])["mine_0"]
+    assert len(scheme_styles(f"mine_{number}" for number in range(40))) == 40
+
+
+# --- the Pareto front ---------------------------------------------------------------------------
+
+
+def front_by_definition(rows):
+    def beats(a, b):
+        return all(x <= y for x, y in zip(a, b, strict=True)) and a != b
+
+    complete = [row for row in rows if np.isfinite(row).all()]
+    return [row in complete and not any(beats(other, row) for other in complete) for row in rows]
+
+
+@pytest.mark.parametrize("objectives", [1, 2, 3])
+def test_the_front_is_what_no_other_row_beats(rng, objectives):
+    columns = list("abc")[:objectives]
+    for size in (1, 2, 5, 40):
+        for _ in range(20):
+            values = rng.integers(0, 6, (size, objectives)).astype(float)  # with many ties
+            values[rng.random(values.shape) < 0.1] = np.nan
+            values[rng.random(values.shape) < 0.05] = rng.choice([np.inf, -np.inf])
+            runs = pd.DataFrame(values, columns=columns, index=rng.permutation(size) + 7)
+            expected = front_by_definition([tuple(row) for row in values.tolist()])
+            np.testing.assert_array_equal(pareto_front(runs, columns), expected)
+            assert len(runs[pareto_front(runs, columns)]) == sum(expected)
+
+
+def test_the_front_takes_what_a_table_holds():
+    runs = pd.DataFrame({"mm": [1.0, 2, 2, 3], "params": pd.array([3, 1, 1, None], "Int64")})
+    assert pareto_front(runs, ["mm", "params"]).tolist() == [True, True, True, False]
+    assert pareto_front(runs[:0], ["mm"]).tolist() == []
+    words = pd.DataFrame({"mm": ["1.5", "none", None, "1"]})
+    assert pareto_front(words, ["mm"]).tolist() == [False, False, False, True]
+
+
+@pytest.mark.parametrize("columns", [[], "params", ["params", "speed"]])
+def test_a_front_of_no_columns_is_refused(columns):
+    with pytest.raises(InputError, match=r"`columns` must .*Received: columns="):
+        pareto_front(some_runs(), columns)
+
+
+# --- charts -------------------------------------------------------------------------------------
+
+
+def test_errors_are_means_over_seeds_with_their_range(drawn, tmp_path):
+    runs = some_runs(["pre_agg", "mine"])
+    runs.loc[len(runs)] = runs.iloc[0].to_dict() | {"outcome": "failed", "test_mpjpe_mm": 1.0}
+    plot_error_against_params(runs, tmp_path / "errors.png")
+    (axes,) = drawn[0].axes
+    assert legend_of(drawn[0]) == ["pre_agg", "mine"]
+    assert axes.get_xscale() == "log"
+    own = runs[(runs["scheme"] == "pre_agg") & (runs["outcome"] == "finished")]
+    errors = own.groupby("params")["test_mpjpe_mm"]
+    line = next(line for line in axes.lines if line.get_label() == "pre_agg")
+    np.testing.assert_allclose(line.get_xdata().astype(float), sorted(set(own["params"])))
+    np.testing.assert_allclose(line.get_ydata(), errors.mean())
+    bars = np.array([segment[:, 1] for segment in axes.collections[0].get_segments()])
+    for low, high in zip(errors.min(), errors.max(), strict=True):
+        assert np.isclose(bars, (low, high)).all(axis=1).any()
+    assert "range of the seeds" in axes.get_ylabel()
+
+
+def test_schemes_of_equal_size_stand_side_by_side(drawn, tmp_path):
+    runs = some_runs(sizes=[1e6], seeds=[0])
+    plot_error_against_params(runs, tmp_path / "errors.png", error="val_mpjpe_mm")
+    (axes,) = drawn[0].axes
+    texts = [tick.get_text().split("\n")[0] for tick in axes.get_xticklabels()]
+    assert texts == list(SCHEMES)
+    for place, name in enumerate(SCHEMES):
+        line = next(line for line in axes.lines if line.get_label() == name)
+        expected = runs.loc[runs["scheme"] == name, "val_mpjpe_mm"]
+        assert (line.get_xdata().tolist(), line.get_ydata().tolist()) == ([place], [*expected])
+    assert axes.get_ylabel() == "validation MPJPE in mm"
+
+
+@pytest.mark.parametrize("cost", ["params", "latency_ms"])
+def test_the_front_of_each_scheme_and_of_all_is_drawn(drawn, tmp_path, cost):
+    trials = some_trials()
+    plot_pareto(trials, tmp_path / "front.png", cost=cost)
+    (axes,) = drawn[0].axes
+    assert sorted(legend_of(drawn[0])) == ["front of all", "mine", "no_sharing", "pre_agg"]
+    done = trials[trials["outcome"] == "finished"]
+    steps = {li.get_label(): li for li in axes.lines if li.get_drawstyle() == "steps-post"}
+    groups = {"front of all": done} | dict(list(done.groupby("scheme")))
+    assert set(steps) == set(groups)
+    for name, own in groups.items():
+        front = own[pareto_front(own, [cost, "val_mpjpe_mm"])].sort_values(cost)
+        np.testing.assert_allclose(steps[name].get_xdata(), front[cost])
+        np.testing.assert_allclose(steps[name].get_ydata(), front["val_mpjpe_mm"])
+    dots = sum(len(li.get_xdata()) for li in axes.lines if li.get_linestyle() == "None")
+    assert dots == len(done)
+
+
+def test_training_has_a_row_for_each_size(drawn, tmp_path):
+    runs = some_runs(["pre_agg", "no_sharing"])
+    plot_training_losses(runs, some_epochs(runs), tmp_path / "training.png")
+    assert len(drawn[0].axes) == 6
+    titles = [axes.get_title() for axes in drawn[0].axes[::2]]
+    assert titles == ["4 M parameters", "2 M parameters", "1 M parameters"]
+    for axes in drawn[0].axes:
+        assert len(axes.lines) == 2 * (1 + 2)  # a mean and two seeds for each scheme
+    assert drawn[0].axes[0].get_yscale() == "log"
+    mean = drawn[0].axes[1].lines[0]
+    own = runs[(runs["scheme"] == mean.get_label()) & (runs["params"] > 3e6)]
+    epochs = some_epochs(runs)
+    expected = epochs[epochs["trial"].isin(own["trial"])].groupby("epoch")["val_mpjpe_mm"].mean()
+    np.testing.assert_allclose(mean.get_ydata(), expected)
+
+
+def test_schemes_of_one_size_each_share_a_panel_as_in_the_paper(drawn, tmp_path):
+    runs = some_runs(["pre_agg", "no_sharing"], sizes=[1e6], seeds=[0])
+    runs["params"] = [1_000_000, 6_000_000]
+    runs.loc[2] = runs.loc[0].to_dict() | {"trial": 2, "outcome": "diverged", "params": 9_000_000}
+    plot_training_losses(runs, some_epochs(runs), tmp_path / "training.png")
+    assert len(drawn[0].axes) == 2
+    assert legend_of(drawn[0]) == ["pre_agg", "no_sharing"]
+
+
+def test_importances_have_a_panel_for_each_study(drawn, tmp_path):
+    plot_importances(some_importances("abcd"), tmp_path / "importances.png")
+    panels = [axes for axes in drawn[0].axes if axes.get_visible()]
+    assert [axes.get_title() for axes in panels] == list("abcd")
+    labels = [label.get_text() for label in panels[0].get_yticklabels()]
+    assert labels == ["dropout", "channels"]  # from below
+    for axes in panels:
+        assert [bar.get_width() for bar in axes.patches] == [0.3, 0.7]
+
+
+def test_a_search_has_a_panel_for_each_parameter(drawn, tmp_path):
+    trials, names = some_trials(), ["channels", "dropout", "learning_rate", "affinity", "scheme"]
+    plot_search(trials, tmp_path / "search.png", parameters=[*names, "budget"])
+    panels = [axes for axes in drawn[0].axes if axes.get_visible()]
+    assert [axes.get_xlabel() for axes in panels] == names
+    scales = [axes.get_xscale() for axes in panels]
+    assert scales == [
+        "log" if name in ("channels", "learning_rate") else "linear" for name in names
+    ]
+    assert "pruned or diverged" in legend_of(drawn[0])
+    done = trials[trials["outcome"] == "finished"]
+    for axes in panels:
+        lines = {line.get_label(): line for line in axes.lines}
+        crosses = lines.pop("pruned or diverged")
+        assert set(lines) == set(trials["scheme"])
+        assert sum(len(line.get_xdata()) for line in lines.values()) == len(done)
+        assert len(crosses.get_xdata()) == 6  # the failed are not among them
+        assert max(crosses.get_ydata()) == done["val_mpjpe_mm"].max()
+        assert np.isfinite(crosses.get_ydata().astype(float)).all()
+    own = done[done["scheme"] == "mine"]
+    line = next(line for line in panels[0].lines if line.get_label() == "mine")
+    np.testing.assert_allclose(line.get_xdata(), own["channels"])
+
+
+@pytest.mark.filterwarnings("error")
+def test_tables_read_back_from_csv_are_drawn(tmp_path):
+    runs, trials = some_runs(), some_trials()
+    tables = {"runs": runs, "trials": trials, "epochs": some_epochs(runs)}
+    for name, table in tables.items():
+        table.to_csv(tmp_path / name, index=False)
+        tables[name] = pd.read_csv(tmp_path / name)
+    paths = [tmp_path / f"{number}.png" for number in range(6)]
+    plot_error_against_params(tables["runs"], paths[0])
+    plot_training_losses(tables["runs"], tables["epochs"], paths[1])
+    plot_pareto(tables["trials"], str(paths[2]))
+    plot_search(tables["trials"], paths[3], parameters=["learning_rate", "affinity"])
+    plot_importances(some_importances(), paths[4])
+    draw_schemes(paths[5])
+    for path in paths:
+        assert 1150 <= read_picture(path).shape[1] <= 1250
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_single_run_is_drawn(tmp_path):
+    runs = some_runs(["mine"], sizes=[1e6], seeds=[0])
+    for number, draw in enumerate(
+        (
+            lambda path: plot_error_against_params(runs, path),
+            lambda path: plot_training_losses(runs, some_epochs(runs, epochs=1), path),
+            lambda path: plot_pareto(runs, path),
+            lambda path: plot_search(runs, path, parameters=["params", "seed"]),
+        )
+    ):
+        draw(tmp_path / f"{number}.png")
+        read_picture(tmp_path / f"{number}.png")
+
+
+# --- errors -------------------------------------------------------------------------------------
+
+RUNS, TRIALS = some_runs(), some_trials()
+EPOCHS = some_epochs(RUNS)
+NOTHING = {
+    "failed": RUNS.assign(outcome="failed"),
+    "empty": RUNS[:0],
+    "no numbers": RUNS.assign(params=np.nan, val_mpjpe_mm=np.inf),
+    "no columns": RUNS[["outcome", "scheme"]],
+    "no table": [1, 2],
 }
 
 
-@pytest.mark.parametrize("drawing", DRAWINGS)
-@pytest.mark.parametrize(
-    "runs",
-    [
-        runs_of(),
-        runs_of(sizes=(1e6,), seeds=1),
-        runs_of(schemes=("mine",)),
-        runs_of(outcome=["finished"] * 6 + ["pruned", "diverged"]),
-    ],
-    ids=["several sizes", "one size", "own scheme", "some pruned"],
-)
-def test_pictures_appear(drawing, runs, tmp_path):
-    DRAWINGS[drawing](runs, tmp_path / "a.png")
-    assert (tmp_path / "a.png").read_bytes().startswith(PNG)
-    assert len(list(tmp_path.iterdir())) == 1
-
-
-@pytest.mark.parametrize("drawing", DRAWINGS)
-def test_nothing_finished_is_said(drawing, tmp_path):
-    with pytest.raises(InputError, match="`runs` must hold rows of finished runs"):
-        DRAWINGS[drawing](runs_of(outcome="not run"), tmp_path / "a.png")
+@pytest.mark.parametrize("runs", NOTHING.values(), ids=NOTHING)
+def test_nothing_to_draw_is_an_error_and_no_file(tmp_path, runs):
+    path = tmp_path / "picture.png"
+    for draw in (
+        lambda: plot_error_against_params(runs, path, error="val_mpjpe_mm"),
+        lambda: plot_pareto(runs, path),
+        lambda: plot_training_losses(runs, EPOCHS, path),
+        lambda: plot_search(runs, path, parameters=["params"]),
+    ):
+        with pytest.raises(InputError, match=r"(?s)`runs` must .*Received: "):
+            draw()
     assert not list(tmp_path.iterdir())
 
 
-def test_importances_and_schemes(tmp_path):
-    figures.plot_importances(IMPORTANCES, tmp_path / "a.png")
-    own = Scheme("own", split="depth", per="source")
-    figures.draw_schemes(tmp_path / "b.png", schemes=["conv_style", own], skeleton=HAND)
-    assert all(path.read_bytes().startswith(PNG) for path in tmp_path.iterdir())
-    with pytest.raises(InputError, match="`schemes` must hold at least one"):
-        figures.draw_schemes(tmp_path / "c.png", schemes=[])
-    with pytest.raises(InputError, match="`importances` must"):
-        figures.plot_importances(IMPORTANCES[:0], tmp_path / "c.png")
-    with pytest.raises(InputError, match="`path` must name a file"):
-        figures.plot_pareto(runs_of(), tmp_path / "c.jpg")
+BAD_CALLS = [
+    (lambda p: plot_error_against_params(TRIALS, p), "`runs` must hold .*test_mpjpe_mm"),
+    (lambda p: plot_pareto(TRIALS, p, cost="forward_mflop"), "`runs` must .*forward_mflop"),
+    (lambda p: plot_training_losses(RUNS, EPOCHS[:0], p), "`epochs` must hold"),
+    (lambda p: plot_training_losses(RUNS, EPOCHS.assign(trial=-1), p), "`epochs` must hold"),
+    (lambda p: plot_training_losses(RUNS, EPOCHS[["epoch"]], p), "`epochs` must be a table"),
+    (lambda p: plot_training_losses(RUNS.drop(columns="trial"), EPOCHS, p), "`runs` must be"),
+    (lambda p: plot_search(TRIALS, p, parameters=[]), "`parameters` must"),
+    (lambda p: plot_search(TRIALS, p, parameters=["budget"]), "`parameters` must"),
+    (lambda p: plot_importances(some_importances([]), p), "`importances` must hold"),
+    (lambda p: plot_importances(some_importances().drop(columns="study"), p), "`importances` must"),
+    (lambda p: plot_importances(None, p), "`importances` must be a table"),
+    (lambda p: draw_schemes(p, schemes=[]), "`schemes` must hold at least one"),
+    (lambda p: draw_schemes(p, schemes=["dense"]), "`scheme` must be one of"),
+    (lambda p: draw_schemes(p, skeleton="dog"), "`skeleton` must be one of"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("call", "message"), BAD_CALLS, ids=[text for _, text in BAD_CALLS])
+def test_bad_arguments_are_refused_before_a_file_is_written(tmp_path, call, message):
+    with pytest.raises(InputError, match=rf"(?s){message}.*Received: "):
+        call(tmp_path / "picture.png")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("path", ["picture", "picture.jpg", None])
+def test_only_png_files_are_written(path):
+    for draw in (
+        lambda: draw_schemes(path),
+        lambda: plot_error_against_params(RUNS, path),
+        lambda: plot_pareto(TRIALS, path),
+        lambda: plot_training_losses(RUNS, EPOCHS, path),
+        lambda: plot_importances(some_importances(), path),
+        lambda: plot_search(TRIALS, path, parameters=["channels"]),
+    ):
+        with pytest.raises(InputError, match=r"`path` must .* Received: path="):
+            draw()
+
+
+def test_the_same_input_gives_the_same_file(tmp_path):
+    for name in ("a.png", "b.png"):
+        plot_pareto(TRIALS, tmp_path / name)
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()

@@ -221,6 +221,7 @@ def test_a_search_never_sees_the_test_subjects(tmp_path, monkeypatch, few_poses)
 # --- fixed lists --------------------------------------------------------------------------------
 
 
+@pytest.mark.plain
 def test_a_fixed_list_trains_each_slot_once_seed_by_seed(tmp_path, stand_in, capsys):
     assert run(spec_of(FIXED), tmp_path)
     assert list(states(tmp_path).items()) == [
@@ -231,6 +232,7 @@ def test_a_fixed_list_trains_each_slot_once_seed_by_seed(tmp_path, stand_in, cap
     assert "fixed [4/4] post_agg seed=1: validation 62.0 mm, test 9.0 mm" in capsys.readouterr().out
 
 
+@pytest.mark.plain
 def test_seeds_and_cells_can_be_added(tmp_path, stand_in):
     assert run(spec_of(FIXED, seeds=[0]), tmp_path, verbose=False)
     grid = [{"scheme": ["pre_agg", "post_agg", "no_sharing"]}]
@@ -239,6 +241,7 @@ def test_seeds_and_cells_can_be_added(tmp_path, stand_in):
     assert set(map(tuple, states(tmp_path).values())) == {("COMPLETE",)}
 
 
+@pytest.mark.plain
 def test_other_settings_under_the_same_name_are_refused(tmp_path, stand_in):
     assert run(spec_of(FIXED), tmp_path, verbose=False)
     other = spec_of(FIXED, config={**FIXED["config"], "epochs": 3})
@@ -247,6 +250,7 @@ def test_other_settings_under_the_same_name_are_refused(tmp_path, stand_in):
     assert len(study_of(tmp_path, "fixed").get_trials()) == 4
 
 
+@pytest.mark.plain
 def test_an_interrupted_trial_is_tried_again_with_the_same_parameters(tmp_path, stand_in):
     stand_in.fails[2] = KeyboardInterrupt()
     with pytest.raises(KeyboardInterrupt):
@@ -261,6 +265,7 @@ def test_an_interrupted_trial_is_tried_again_with_the_same_parameters(tmp_path, 
     assert stand_in.trained[1] == stand_in.trained[-1]  # the same folder, so the same epochs
 
 
+@pytest.mark.plain
 def test_an_error_of_the_moment_is_tried_again(tmp_path, stand_in):
     stand_in.fails[1] = OSError(28, "No space left on device")
     with pytest.raises(OSError, match="No space left"):
@@ -271,6 +276,7 @@ def test_an_error_of_the_moment_is_tried_again(tmp_path, stand_in):
     assert states(tmp_path)["pre_agg seed=0"] == ["FAIL", "COMPLETE"]
 
 
+@pytest.mark.plain
 def test_a_diverged_trial_is_pruned_with_its_reason_and_the_study_goes_on(tmp_path, stand_in):
     stand_in.fails[1] = DivergenceError("The loss is no longer finite in epoch 1.")
     assert run(spec_of(FIXED), tmp_path, verbose=False)
@@ -281,6 +287,7 @@ def test_a_diverged_trial_is_pruned_with_its_reason_and_the_study_goes_on(tmp_pa
     assert [trial.state.name for trial in good] == ["COMPLETE"] * 3
 
 
+@pytest.mark.plain
 @pytest.mark.parametrize(
     "error",
     [
@@ -302,6 +309,7 @@ def test_a_trial_without_memory_fails_with_its_reason_and_the_study_goes_on(
     assert len(study_of(tmp_path, "fixed").get_trials()) == 4
 
 
+@pytest.mark.plain
 @pytest.mark.parametrize("began", [True, False])
 def test_a_dead_process_is_noticed(began, tmp_path, stand_in):
     """By its heartbeat, or, if it died before the first one, because it never began."""
@@ -325,6 +333,7 @@ def rates(folder):
     return {slot: trials[-1].params["learning_rate"] for slot, trials in slots.items()}
 
 
+@pytest.mark.plain
 def test_the_same_seed_searches_the_same(tmp_path, stand_in):
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         spec = spec_of(SEARCH, search={**SEARCH["search"], "seed": seed})
@@ -336,6 +345,7 @@ def test_the_same_seed_searches_the_same(tmp_path, stand_in):
     assert not set(first.values()) & set(other.values())
 
 
+@pytest.mark.plain
 @pytest.mark.parametrize("at", [1, 3, 5])
 def test_an_interrupted_search_goes_on_with_the_same_parameters(at, tmp_path, stand_in):
     assert run(spec_of(SEARCH), tmp_path / "undisturbed", verbose=False)
@@ -347,6 +357,7 @@ def test_an_interrupted_search_goes_on_with_the_same_parameters(at, tmp_path, st
     assert rates(tmp_path / "disturbed") == rates(tmp_path / "undisturbed")
 
 
+@pytest.mark.plain
 def test_hopeless_trials_are_pruned(tmp_path, stand_in):
     search = {**SEARCH["search"], "trials": 12}
     config = {**FIXED["config"], "epochs": 4}
@@ -366,6 +377,7 @@ def test_hopeless_trials_are_pruned(tmp_path, stand_in):
     assert {t.state.name for t in study_of(tmp_path, "all").get_trials()} == {"COMPLETE"}
 
 
+@pytest.mark.plain
 def test_the_search_learns(tmp_path, stand_in):
     """Twenty trials come nearer to the best learning rate, 1e-3, than chance would."""
     search = {**SEARCH["search"], "trials": 20}
@@ -374,6 +386,7 @@ def test_the_search_learns(tmp_path, stand_in):
     assert np.mean(off[10:]) < 0.8 * np.mean(off[:10])
 
 
+@pytest.mark.plain
 def test_several_objectives_have_no_pruning_and_a_front(tmp_path, stand_in):
     space = {"channels": {"low": 2, "high": 8}}
     objectives = ["val_mpjpe_mm", "params", "forward_mflop"]
@@ -388,6 +401,7 @@ def test_several_objectives_have_no_pruning_and_a_front(tmp_path, stand_in):
         assert error == trial.user_attrs["metrics"]["val_mpjpe_mm"]
 
 
+@pytest.mark.plain
 def test_latency_is_measured_alone_and_anew_on_the_front(tmp_path, stand_in, monkeypatch):
     calls = []
 
@@ -426,6 +440,7 @@ def test_latencies_of_models_that_take_turns():
     assert all(0 < value < 1000 for value in found.values())
 
 
+@pytest.mark.plain
 def test_the_scheme_can_be_searched(tmp_path, stand_in):
     search = {"trials": 3, "space": {"scheme": {"choices": "all"}}}
     assert run(spec_of(SEARCH, grid=[], search=search), tmp_path, verbose=False)
@@ -435,6 +450,7 @@ def test_the_scheme_can_be_searched(tmp_path, stand_in):
     ]
 
 
+@pytest.mark.plain
 def test_a_tuned_study_runs_its_search_first_and_takes_its_best(tmp_path, stand_in):
     tuning = spec_of(SEARCH)
     tuned = spec_of(FIXED, name="tuned", grid=[{"scheme": "pre_agg"}])
@@ -505,6 +521,7 @@ def test_a_file_that_is_no_storage_is_refused(tmp_path):
     assert path.read_text() == "a letter to my aunt " * 100
 
 
+@pytest.mark.plain
 def test_objectives_of_another_study_are_refused(tmp_path, stand_in):
     assert run(spec_of(SEARCH), tmp_path, verbose=False)
     search = {**SEARCH["search"], "objectives": ["params"]}

@@ -8,6 +8,8 @@ from keras_wsgcn import RECIPES, SCHEMES, InputError, count_flops, count_params,
 from keras_wsgcn.studies.planning import plan, slots_of, study_names
 from keras_wsgcn.studies.spec import StudySpec, load_spec, merge_settings, solve, with_settings
 
+pytestmark = pytest.mark.plain
+
 SPECS = sorted((Path(__file__).parent.parent / "studies").glob("*.toml"))
 
 FIXED = """

@@ -74,9 +74,9 @@ _ERRORS = (
 _CLAIMS = (
     "A replicate is a test subject and a seed. Differences have 95 % intervals from a bootstrap "
     "over subjects and seeds, p-values are Holm-corrected within a claim; with fewer than five "
-    "seeds a comparison is decided only where its interval excludes ±1 mm. A conclusion is judged by "
-    "the schemes that this study has run. With eight subjects the intervals are a little narrow, and "
-    "one seed says nothing about others."
+    "seeds a comparison is decided only where its interval excludes ±1 mm. A conclusion is judged "
+    "by the schemes that this study has run. With eight subjects the intervals are a little "
+    "narrow, and one seed says nothing about others."
 )
 _IMPORTANCE = (
     "Share that each parameter has in reaching the best trials by validation error (PED-ANOVA, "

@@ -294,17 +294,18 @@ def is_live(trial: FrozenTrial) -> bool:
 
 def is_settled(trial: FrozenTrial) -> bool:
     """Whether a trial ended by itself: with a result, pruned, or for want of memory."""
-    finished = trial.state in (TrialState.COMPLETE, TrialState.PRUNED)
-    return finished or (trial.state == TrialState.FAIL and outcome(trial) in OUTCOMES)
+    return outcome(trial) in OUTCOMES
 
 
 def outcome(trial: FrozenTrial) -> str:
-    """How a trial ended, or `"running"`, `"waiting"` or `"failed"`."""
+    """How a trial ended, one of `OUTCOMES`; or `"running"`, `"waiting"` or `"failed"`."""
     if is_live(trial):
         return trial.state.name.lower()
-    if trial.state == TrialState.COMPLETE:
-        return "finished"
-    return trial.user_attrs.get("outcome", "failed")
+    said = trial.user_attrs.get("outcome")
+    if trial.state == TrialState.FAIL:
+        # It may have said that it is finished, and been killed before its result was stored.
+        return said if said == "out_of_memory" else "failed"
+    return "finished" if trial.state == TrialState.COMPLETE else said or "pruned"
 
 
 def read_trial(location: str | os.PathLike, number: int, name: str | None = None) -> FrozenTrial:
