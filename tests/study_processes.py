@@ -51,22 +51,22 @@ seeds = [0, 1]
 scheme = ["pre_agg", "post_agg"]
 """
 SLOTS = [f"{scheme} seed={seed}" for seed in (0, 1) for scheme in ("pre_agg", "post_agg")]
-# Runs the command, and kills the process before the n-th call of a function.
-_KILL_AT = """
-import itertools, os, runpy, signal, sys
+# Runs the command, and sends its process a signal before the n-th call of a function.
+_SIGNAL_AT = """
+import itertools, os, runpy, sys
 from importlib import import_module
-module, name, number, script = sys.argv[1:5]
+number, module, name, call, script = sys.argv[1:6]
 *owners, name = name.split(".")
 owner = import_module(module)
 for part in owners:
     owner = getattr(owner, part)
 function, calls = getattr(owner, name), itertools.count(1)
-def killed(*args, **kwargs):
-    if next(calls) == int(number):
-        os.kill(os.getpid(), signal.SIGKILL)
+def signalled(*args, **kwargs):
+    if next(calls) == int(call):
+        os.kill(os.getpid(), int(number))
     return function(*args, **kwargs)
-setattr(owner, name, killed)
-sys.argv = sys.argv[4:]
+setattr(owner, name, signalled)
+sys.argv = sys.argv[5:]
 sys.path.insert(0, os.path.dirname(script))
 runpy.run_path(script, run_name="__main__")
 """
@@ -81,7 +81,8 @@ class Command:
         options: further options.
         cores: one for each worker, as places in the list of those that there are.
         log: where its output goes.
-        kill_at: module, name and number of the call before which the process shall die.
+        signal_at: a signal, and the module, name and number of the call before which the
+            process shall get it.
     """
 
     def __init__(
@@ -91,12 +92,13 @@ class Command:
         *options: str,
         cores: tuple[int, ...] = (0,),
         log: Path,
-        kill_at: tuple[str, str, int] | None = None,
+        signal_at: tuple[int, str, str, int] | None = None,
     ):
         self.folder, self._out, self._err = folder, log.with_suffix(".out"), log.with_suffix(".err")
         command = [str(ROOT / "scripts" / "run_study.py")]
-        if kill_at:
-            command = ["-c", _KILL_AT, *map(str, kill_at), *command]
+        if signal_at:
+            number, *place = signal_at
+            command = ["-c", _SIGNAL_AT, str(int(number)), *map(str, place), *command]
         command += [*map(str, specs), "--folder", str(folder), "--heartbeat", "1"]
         command += ["--workers", str(len(cores)), *options]
         environment = {"KERAS_BACKEND": keras.backend.backend(), "TF_CPP_MIN_LOG_LEVEL": "3"}

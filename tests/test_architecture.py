@@ -21,7 +21,8 @@ DATA = (
 )  # fmt: skip
 LAST = (
     "recipes", "training", "evaluation", "plots", "inference", "animation",
-    "studies.spec", "studies.storage", "studies.planning", "studies.trials", "studies.workers",
+    "studies.spec", "studies.liveness",
+    "studies.storage", "studies.planning", "studies.trials", "studies.workers",
     "studies.results", "studies.claims", "studies.figures", "studies.report",
 )  # fmt: skip
 BACKENDS = {"tensorflow", "jax", "torch"}

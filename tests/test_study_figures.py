@@ -293,7 +293,7 @@ def test_a_front_of_no_columns_is_refused(columns):
 
 
 def test_errors_are_means_over_seeds_with_their_range(drawn, tmp_path):
-    runs = some_runs(["pre_agg", "mine"])
+    runs = some_runs(["pre_agg", "mine"], sizes=[4e6, 1e6, 2e6])
     runs.loc[len(runs)] = runs.iloc[0].to_dict() | {"outcome": "failed", "test_mpjpe_mm": 1.0}
     plot_error_against_params(runs, tmp_path / "errors.png")
     (axes,) = drawn[0].axes
@@ -307,6 +307,9 @@ def test_errors_are_means_over_seeds_with_their_range(drawn, tmp_path):
     bars = np.array([segment[:, 1] for segment in axes.collections[0].get_segments()])
     for low, high in zip(errors.min(), errors.max(), strict=True):
         assert np.isclose(bars, (low, high)).all(axis=1).any()
+    styles = [style["color"] for style in scheme_styles(["pre_agg", "mine"]).values()]
+    of_bars = [colors.to_hex(colour) for colour in axes.collections[0].get_colors()]
+    assert of_bars == styles * 3  # by size, then scheme
     assert "range of the seeds" in axes.get_ylabel()
 
 
@@ -321,6 +324,7 @@ def test_schemes_of_equal_size_stand_side_by_side(drawn, tmp_path):
         expected = runs.loc[runs["scheme"] == name, "val_mpjpe_mm"]
         assert (line.get_xdata().tolist(), line.get_ydata().tolist()) == ([place], [*expected])
     assert axes.get_ylabel() == "validation MPJPE in mm"
+    assert not drawn[0].legends  # the schemes are named below
 
 
 @pytest.mark.parametrize("cost", ["params", "latency_ms"])
@@ -377,7 +381,8 @@ def test_importances_have_a_panel_for_each_study(drawn, tmp_path):
 
 
 def test_a_search_has_a_panel_for_each_parameter(drawn, tmp_path):
-    trials, names = some_trials(), ["channels", "dropout", "learning_rate", "affinity", "scheme"]
+    trials = some_trials().assign(epochs=np.resize([4, 8, 16], 33))
+    names = ["channels", "dropout", "learning_rate", "affinity", "scheme", "epochs"]
     plot_search(trials, tmp_path / "search.png", parameters=[*names, "budget"])
     panels = [axes for axes in drawn[0].axes if axes.get_visible()]
     assert [axes.get_xlabel() for axes in panels] == names
@@ -395,9 +400,26 @@ def test_a_search_has_a_panel_for_each_parameter(drawn, tmp_path):
         assert len(crosses.get_xdata()) == 6  # the failed are not among them
         assert max(crosses.get_ydata()) == done["val_mpjpe_mm"].max()
         assert np.isfinite(crosses.get_ydata().astype(float)).all()
+    plot_search(done, tmp_path / "search.png", parameters=names)
+    assert legend_of(drawn[1]) == ["pre_agg", "no_sharing", "mine"]
     own = done[done["scheme"] == "mine"]
     line = next(line for line in panels[0].lines if line.get_label() == "mine")
     np.testing.assert_allclose(line.get_xdata(), own["channels"])
+
+
+@pytest.mark.parametrize("factor", [1.2, 2, 4, 5, 25, 200, 1e4])
+@pytest.mark.parametrize("least", [2e-5, 0.7, 9e5])
+def test_logarithmic_axes_have_labels_that_do_not_run_into_each_other(least, factor):
+    figure, (axes,) = figures._panels(1, 1, 3.4, width=3.3)  # as in a row of three
+    for name in "xy":
+        figures._use_log_axis(axes, name, pd.Series([least, least * factor]))
+    figure.canvas.draw()
+    for axis in (axes.xaxis, axes.yaxis):
+        low, high = axis.get_view_interval()
+        ticks = zip(axis.get_majorticklocs(), axis.get_majorticklabels(), strict=True)
+        boxes = [text.get_window_extent() for place, text in ticks if low <= place <= high]
+        assert len(boxes) >= 2
+        assert not any(a.overlaps(b) for a, b in itertools.pairwise(boxes))
 
 
 @pytest.mark.filterwarnings("error")

@@ -14,6 +14,7 @@ import pytest
 from keras_wsgcn import InputError
 from keras_wsgcn.data.poses import Splits
 from keras_wsgcn.data.sources import load_splits
+from keras_wsgcn.studies import liveness
 from keras_wsgcn.studies import storage as storages
 from keras_wsgcn.studies import trials as study_trials
 from keras_wsgcn.studies.planning import best_settings, plan, study_names
@@ -309,18 +310,28 @@ def test_a_trial_without_memory_fails_with_its_reason_and_the_study_goes_on(
     assert len(study_of(tmp_path, "fixed").get_trials()) == 4
 
 
+DEATHS = {
+    "before it began": None,
+    "on this machine": {"place": "here", "lock": "gone.lock"},
+    "on another machine": {"place": "elsewhere", "lock": "gone.lock"},
+}
+
+
 @pytest.mark.plain
-@pytest.mark.parametrize("began", [True, False])
-def test_a_dead_process_is_noticed(began, tmp_path, stand_in):
-    """By its heartbeat, or, if it died before the first one, because it never began."""
+@pytest.mark.parametrize("life", DEATHS.values(), ids=DEATHS)
+def test_a_dead_process_is_noticed(life, tmp_path, stand_in, monkeypatch):
+    """By its lock, or its heartbeat, or, if it died before the first one, as it never began."""
+    monkeypatch.setattr(liveness, "_place", lambda: "here")
     spec = spec_of(FIXED)
     storage = open_storage(tmp_path / "fixed" / "study.sqlite3", heartbeat_seconds=1)
     study = storages.open_study(storage, "fixed", ("val_mpjpe_mm",))
     storages.fill_slots(study, plan(spec, tmp_path)["fixed"])
     with pytest.warns(UserWarning, match="Heartbeat"):
         taken = study.ask()  # as a process would that is killed now
-    if began:
-        storages.begin(taken, storage)
+    if life:
+        with monkeypatch.context() as patch:
+            patch.setattr(liveness, "own_life", lambda: life)
+            storages.begin(taken, storage)
     assert run(spec, tmp_path, heartbeat_seconds=1, verbose=False)
     assert states(tmp_path)["pre_agg seed=0"] == ["FAIL", "COMPLETE"]
 
@@ -529,9 +540,33 @@ def test_objectives_of_another_study_are_refused(tmp_path, stand_in):
         run(spec_of(SEARCH, search=search), tmp_path)
 
 
+def test_a_process_is_dead_once_its_lock_is_free():
+    import subprocess
+    import sys
+
+    code = "import json; from keras_wsgcn.studies.liveness import own_life;" + (
+        "print(json.dumps(own_life()), flush=True); input()"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    life = json.loads(process.stdout.readline())
+    assert not liveness.is_dead(life)
+    process.kill()
+    process.wait()
+    assert liveness.is_dead(life)
+    assert not liveness.is_dead(liveness.own_life())
+    assert not liveness.is_dead({**life, "place": "elsewhere"})
+
+
 def test_workers_must_be_a_number(tmp_path):
     with pytest.raises(InputError, match="`workers` must be an integer of at least 1"):
         run(spec_of(FIXED), tmp_path, workers=0)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_study_without_seeds_trains_nothing(tmp_path):
+    assert run(spec_of(FIXED, seeds=[]), tmp_path)
     assert not list(tmp_path.iterdir())
 
 

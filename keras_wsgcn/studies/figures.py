@@ -214,7 +214,7 @@ def plot_error_against_params(
     _draw(axes, cells, x, error, **(_DOTS if x != "params" else {}))
     if (cells["high"] > cells["low"]).any():
         axes.set_ylabel(f"{axes.get_ylabel()}, mean and range of the seeds")
-    _write(figure, path, legend=x == "params")
+    (_write if x == "params" else write)(figure, path)
 
 
 def pareto_front(runs: pd.DataFrame, columns: Sequence[str]) -> np.ndarray:
@@ -273,7 +273,7 @@ def plot_search(runs: pd.DataFrame, path: str | PathLike, *, parameters: Sequenc
     top, lost = found[_VALIDATION].max(), runs[runs["outcome"].isin(["pruned", "diverged"])]
     lost_mm = _numbers(lost[_VALIDATION]).fillna(top).clip(upper=top)
     figure, grid = _panels(len(names), min(3, len(names)), 3.4, sharey=True)
-    crosses = {"color": "#999999", "marker": "x", **_DOTS, "label": "pruned or diverged"}
+    label = "pruned or diverged" if len(lost) else ""
     for axes, name in zip(grid, names, strict=False):
         tried = pd.concat([found[name], lost[name]], ignore_index=True)
         if (values := _numbers(tried)).isna().all():  # words
@@ -282,7 +282,7 @@ def plot_search(runs: pd.DataFrame, path: str | PathLike, *, parameters: Sequenc
             values = pd.Series(codes).where(codes >= 0)
         else:
             _use_log_axis(axes, "x", values, least=10)
-        axes.plot(values[len(found) :], lost_mm, **crosses)
+        axes.plot(values[len(found) :], lost_mm, "x", color="#999999", label=label)
         trials = found.assign(x=values[: len(found)].to_numpy())
         _draw(axes, trials, "x", _VALIDATION, **_DOTS, alpha=0.7)
         axes.set_xlabel(name)
@@ -390,13 +390,12 @@ def _draw(axes: Any, rows: pd.DataFrame, x: str, y: str, **look: Any) -> None:
     axes.set(xlabel=_LABELS.get(x, x), ylabel=_LABELS.get(y, y))
 
 
-def _write(figure: Any, path: Path, legend: bool = True) -> None:
+def _write(figure: Any, path: Path) -> None:
     named: dict[str, Any] = {}
     for axes in figure.axes:
         named |= dict(zip(*axes.get_legend_handles_labels()[::-1], strict=True))
-    names = scheme_styles(named) if legend else []
     place = {"loc": "outside lower center", "ncols": 4, "frameon": False, "fontsize": 9}
-    figure.legend([named[name] for name in names], names, **place)
+    figure.legend([named[name] for name in scheme_styles(named)], scheme_styles(named), **place)
     write(figure, path)
 
 
@@ -408,8 +407,8 @@ def _use_log_axis(axes: Any, axis: str, values: pd.Series, least: float = 1) -> 
     margin = max(1.1, math.sqrt(2 * low / high))  # wide enough for two of the ticks
     axes.set(**{f"{axis}scale": "log", f"{axis}lim": (low / margin, high * margin)})
     lines = axes.xaxis if axis == "x" else axes.yaxis
-    subs = [1.0, 2, 5] if high < 30 * low else [1.0, 3]
-    subs = [1, 1.5, 2, 3, 4, 5, 6, 8] if high < 6 * low else subs
+    subs = [1, 1.5, 2, 3, 4, 5, 6, 8] if high < 5 * low else [1.0, 2, 5]
+    subs = subs if high < 30 * low else [1, 3] if high < 300 * low else [1]
     lines.get_major_locator().set_params(subs=subs)
     lines.set_major_formatter(lambda value, _: _short(value))
     lines.set_minor_formatter(lambda value, _: "")
@@ -417,4 +416,5 @@ def _use_log_axis(axes: Any, axis: str, values: pd.Series, least: float = 1) -> 
 
 def _short(number: float) -> str:
     unit, letter = (1e6, " M") if number >= 1e6 else (1e3, " k") if number >= 1e3 else (1, "")
-    return f"{number / unit:.3g}{letter}".replace("e-0", "e-")
+    text = f"{number / unit:.3g}" if number >= 1e-3 else f"{number:.1e}".replace(".0e", "e")
+    return f"{text}{letter}".replace("e-0", "e-")

@@ -236,10 +236,11 @@ def drawings(spec: StudySpec, results: StudyResults) -> dict[str, tuple[str, Cal
     """What there is to draw of a study: for the end of each file's name, a title and how."""
     if not spec.seeds:
         chosen = [cell.config.scheme for cell in spec.cells]
+        skeleton = spec.cells[0].config.skeleton
         return {
             "schemes": (
                 "Which edges share a kernel",
-                lambda path: figures.draw_schemes(path, schemes=chosen),
+                lambda path: figures.draw_schemes(path, schemes=chosen, skeleton=skeleton),
             )
         }
     runs = results.runs
@@ -256,7 +257,7 @@ def drawings(spec: StudySpec, results: StudyResults) -> dict[str, tuple[str, Cal
                 lambda path: figures.plot_training_losses(runs, results.epochs, path),
             ),
         }
-    searched = [name for name in spec.search.space if name != "scheme"]
+    searched = [name for name in spec.search.space if name != "scheme"] or ["scheme"]
     found: dict[str, tuple[str, Callable]] = {
         f"front_{cost}": (
             f"Validation error against {cost}",

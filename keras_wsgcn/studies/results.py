@@ -210,7 +210,7 @@ def write_results(results: StudyResults, folder: str | os.PathLike, name: str) -
         if not len(frame) and table != "runs":
             continue
         path = Path(folder) / f"{name}{suffix}.csv"
-        write_text(path, frame.to_csv(index=False, float_format="%.6g"))
+        write_text(path, frame.to_csv(index=False, float_format="%.10g"))
         paths.append(path)
     return paths
 

@@ -18,11 +18,12 @@ from optuna.trial import FrozenTrial, TrialState
 
 from keras_wsgcn.errors import InputError
 from keras_wsgcn.files import atomic_path
+from keras_wsgcn.studies import liveness
 
 # A process that is killed is noticed after GRACE times the heartbeat.
 HEARTBEAT_SECONDS = 10
 GRACE = 6
-BEGUN = "begun"  # the user attribute of a trial whose heartbeat has started
+BEGUN = "begun"  # the user attribute of a trial whose process can be told to live
 # How a trial can end by itself; any other failed trial is tried again.
 OUTCOMES = ("finished", "pruned", "diverged", "out_of_memory")
 
@@ -230,19 +231,20 @@ def fail_dead(study: optuna.Study) -> None:
     with _quietly():
         optuna.storages.fail_stale_trials(study)
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        known = trial.user_attrs
         # Taken from the queue and not begun, while nobody holds the lock: its process died before
         # the first heartbeat, and Optuna would wait for another for ever.
-        if "slot" in trial.user_attrs and BEGUN not in trial.user_attrs:
+        if "slot" in known and (BEGUN not in known or liveness.is_dead(known[BEGUN])):
             study.tell(trial.number, state=TrialState.FAIL)
 
 
 def begin(trial: optuna.Trial, storage: RDBStorage) -> None:
-    """Says that a trial has begun: from now on its heartbeat tells whether its process lives.
+    """Says that a trial has begun, and in which process: from now on one can tell if it lives.
 
     To be called under the lock under which the trial was taken.
     """
     storage.record_heartbeat(trial._trial_id)
-    trial.set_user_attr(BEGUN, True)
+    trial.set_user_attr(BEGUN, liveness.own_life())
 
 
 def _retry(study: optuna.Study, trial: FrozenTrial) -> None:

@@ -68,6 +68,8 @@ def run(
             "`workers` must be 1 where latency is an objective: it is measured alone. "
             f"Received: workers={workers}"
         )
+    if not spec.seeds:
+        return True
     if spec.tuned_by and not run(
         spec.tuned_by, folder, storage=storage, workers=workers,
         heartbeat_seconds=heartbeat_seconds, verbose=verbose,
