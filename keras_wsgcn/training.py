@@ -120,6 +120,7 @@ class _Run:
             self.history = read_metadata(self.last_path)["training"]["history"]
             # Weights, optimiser and step count; compiled objects in the file are not opened.
             self.model.load_weights(self.last_path)
+            self._write_history()  # a kill may have come between the two files
 
     @property
     def epoch(self) -> int:
@@ -180,7 +181,7 @@ class _Run:
         if self._best_epoch() == self.epoch:
             self._save(self.best_path)
         self._save(self.last_path)
-        write_text(self.folder / "history.csv", self.history_frame().to_csv(index=False))
+        self._write_history()
         return row
 
     def _fit_epoch(self) -> dict[str, float]:
@@ -201,6 +202,11 @@ class _Run:
     def _save(self, path: Path) -> None:
         training = {"config": self.config.get_config(), "data": self.data.name}
         save_model(self.model, path, training={**training, "history": self.history})
+
+    def _write_history(self) -> None:
+        path, text = self.folder / "history.csv", self.history_frame().to_csv(index=False)
+        if not path.exists() or path.read_text(encoding="utf-8") != text:
+            write_text(path, text)
 
     def history_frame(self) -> pd.DataFrame:
         return pd.DataFrame(self.history)

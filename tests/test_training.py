@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import math
+import shutil
 
 import keras
 import numpy as np
@@ -118,6 +119,15 @@ def test_a_finished_run_returns_at_once(finished, data, capsys):
     assert (finished.folder / "last.keras").stat().st_mtime_ns == before
     assert again.history["loss"].tolist() == finished.history["loss"].tolist()
     assert capsys.readouterr().out == ""
+
+
+def test_a_history_that_a_kill_left_behind_is_written_anew(data, finished, tmp_path):
+    folder = tmp_path / "a"
+    shutil.copytree(finished.folder, folder)
+    lines = (folder / "history.csv").read_text().splitlines(keepends=True)
+    (folder / "history.csv").write_text("".join(lines[:-1]))
+    train(SMALL, data, folder, verbose=False)
+    assert (folder / "history.csv").read_text() == "".join(lines)
 
 
 def test_a_folder_of_another_run_is_refused(finished, data):
