@@ -21,6 +21,7 @@ from keras_wsgcn.skeletons import h36m_16
 from keras_wsgcn.studies.report import as_markdown, pictures, sections
 from keras_wsgcn.studies.results import read_nothing, read_results
 from keras_wsgcn.studies.spec import load_spec
+from keras_wsgcn.studies.storage import OUTCOMES
 
 ROOT = Path(__file__).parent.parent
 BUDGETS = (4.2e6, 2.1e6, 1.05e6)
@@ -101,7 +102,7 @@ def studies_page() -> str:
         has_run = (STUDIES / "results" / f"{spec.name}.csv").is_file()
         results = read_results(STUDIES / "results", spec.name) if has_run else read_nothing(spec)
         command = f"python scripts/run_study.py studies/{spec.name}.toml"
-        total, done = len(results.runs), int(results.runs["outcome"].ne("not run").sum())
+        total, done = len(results.runs), int(results.runs["outcome"].isin(OUTCOMES).sum())
         link = f"[{spec.name}](#{spec.name})" if has_run or not spec.seeds else f"`{spec.name}`"
         state = f"{done} of {total}" if spec.seeds else "not trained"
         missing = f"`{command}`" if done < total else ""

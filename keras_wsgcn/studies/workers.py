@@ -228,7 +228,7 @@ def _supervise(
             process.wait()
     except KeyboardInterrupt:
         for process in processes:
-            process.send_signal(signal.SIGINT)
+            process.terminate()  # not SIGINT: what a shell starts in the background ignores it
         for process in processes:
             process.wait()
         raise
@@ -242,9 +242,8 @@ def _start_worker(task: dict[str, Any], number: int, workers: int) -> subprocess
     cores = _cores_of(number, workers)
     environment = {**os.environ, "OMP_NUM_THREADS": str(len(cores))}
     # All backends size their thread pools by the cores that they may use. Set here and inherited,
-    # it holds from the worker's first import on. Ctrl-C reaches workers through this process only,
-    # and has to wait until they can end tidily.
-    with _on_cores(cores), _interrupts_blocked():
+    # it holds from the worker's first import on. Ctrl-C reaches workers through this process only.
+    with _on_cores(cores):
         process = subprocess.Popen(
             [sys.executable, "-c", _WORKER],
             env=environment,
@@ -279,18 +278,6 @@ def _on_cores(cores: list[int]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _interrupts_blocked() -> Iterator[None]:
-    if not hasattr(signal, "pthread_sigmask"):  # not on Windows
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-@contextlib.contextmanager
 def _terminable() -> Iterator[None]:
     """Ends on SIGTERM as on Ctrl-C."""
     if threading.current_thread() is not threading.main_thread():
@@ -313,8 +300,6 @@ def work_alone() -> int:
     task = json.load(sys.stdin)
     with _terminable():
         try:
-            if hasattr(signal, "pthread_sigmask"):
-                signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
             spec, folder = StudySpec.from_config(task["spec"]), Path(task["folder"])
             location = storage_of(spec, folder, task["storage"])
             work(
