@@ -3,12 +3,13 @@
 import argparse
 import dataclasses
 import inspect
+import os
 import re
 import sys
 import types
 import typing
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from keras_wsgcn.errors import InputError
 
@@ -76,3 +77,16 @@ def run(command: Callable[[Sequence[str] | None], Any], argv: Sequence[str] | No
         return 2
     except KeyboardInterrupt:
         return 130
+
+
+def leave(status: int) -> NoReturn:
+    """Ends the process of a command that trains.
+
+    After Ctrl-C it does so at once: a thread of Keras that was cut off while it started may never
+    end, and Python would wait for it.
+    """
+    if status == 130:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)

@@ -5,12 +5,11 @@ Called again it goes on where it was; a finished study returns at once.
 
 import argparse
 import dataclasses
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cli import add_options, run
+from cli import add_options, leave, run
 
 from keras_wsgcn.recipes import TrainConfig
 from keras_wsgcn.studies.spec import StudySpec, load_spec, merge_settings
@@ -98,4 +97,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run(main))
+    leave(run(main))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cli import add_options, run
+from cli import add_options, leave, run
 
 from keras_wsgcn.data.cmu import CAMERAS
 from keras_wsgcn.data.sources import SOURCES, load_splits
@@ -129,4 +129,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run(main))
+    leave(run(main))

@@ -80,6 +80,7 @@ class Command:
         folder: of the studies.
         options: further options.
         cores: one for each worker, as places in the list of those that there are.
+        deaf: whether it starts with SIGINT ignored, as what a shell starts in the background.
         log: where its output goes.
         signal_at: a signal, and the module, name and number of the call before which the
             process shall get it.
@@ -91,6 +92,7 @@ class Command:
         folder: Path,
         *options: str,
         cores: tuple[int, ...] = (0,),
+        deaf: bool = False,
         log: Path,
         signal_at: tuple[int, str, str, int] | None = None,
     ):
@@ -102,7 +104,7 @@ class Command:
         command += [*map(str, specs), "--folder", str(folder), "--heartbeat", "1"]
         command += ["--workers", str(len(cores)), *options]
         environment = {"KERAS_BACKEND": keras.backend.backend(), "TF_CPP_MIN_LOG_LEVEL": "3"}
-        with open(self._out, "w") as out, open(self._err, "w") as err, _on_cores(cores):
+        with open(self._out, "w") as out, open(self._err, "w") as err, _inherited(cores, deaf):
             self._process = subprocess.Popen(
                 [sys.executable, *command],
                 env={**os.environ, **environment}, cwd=ROOT, stdout=out, stderr=err,
@@ -217,14 +219,17 @@ def undisturbed(folder: Path, text: str = FIXED) -> Path:
 
 
 @contextlib.contextmanager
-def _on_cores(places: Iterable[int]) -> Iterator[None]:
-    before = os.sched_getaffinity(0)
-    cores = sorted(before)
+def _inherited(places: Iterable[int], deaf: bool) -> Iterator[None]:
+    """What a process started in this context inherits: its cores, and if it ignores SIGINT."""
+    allowed = os.sched_getaffinity(0)
+    cores = sorted(allowed)
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN if deaf else signal.SIG_DFL)
     os.sched_setaffinity(0, {cores[place % len(cores)] for place in places})
     try:
         yield
     finally:
-        os.sched_setaffinity(0, before)
+        os.sched_setaffinity(0, allowed)
+        signal.signal(signal.SIGINT, handler)
 
 
 def wait_until(condition: Callable[[], Any], what: str, command: Command | None = None) -> Any:

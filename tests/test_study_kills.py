@@ -169,7 +169,7 @@ def test_workers_end_when_the_command_is_killed(start, tmp_path, undisturbed):
 @pytest.mark.parametrize("cores", [(0,), (0, 1)], ids=["one worker", "two workers"])
 def test_a_signal_ends_a_command_tidily(start, tmp_path, undisturbed, cores):
     for number in (signal.SIGINT, signal.SIGTERM):
-        command = start(FIXED, tmp_path, cores=cores)
+        command = start(FIXED, tmp_path, cores=cores, deaf=number == signal.SIGTERM)
         workers = command.wait_for_workers(2) if len(cores) > 1 else []
         command.until_in_trials(workers or [command.pid])
         command.send(number)

@@ -311,5 +311,6 @@ def work_alone() -> int:
                 is_orphan=lambda: os.getppid() != task["parent"],
             )
         except KeyboardInterrupt:
-            return 130
+            sys.stdout.flush()
+            os._exit(130)  # a thread of Keras that was cut off while it started may never end
     return 0
