@@ -369,6 +369,33 @@ def test_an_interrupted_search_goes_on_with_the_same_parameters(at, tmp_path, st
 
 
 @pytest.mark.plain
+def test_a_search_goes_on_with_the_slot_whose_process_died(tmp_path, stand_in, monkeypatch):
+    assert run(spec_of(SEARCH), tmp_path / "undisturbed", verbose=False)
+    stand_in.trained.clear()
+    stand_in.fails[5] = KeyboardInterrupt()
+    # The trial stays as a killed process leaves it: running.
+    with monkeypatch.context() as patch:
+        patch.setattr("optuna.study._optimize._tell_with_warning", killed_at("interrupted"))
+        with pytest.raises(AssertionError):  # Optuna's own: it reaches what it should not
+            run(spec_of(SEARCH), tmp_path / "disturbed", verbose=False)
+    assert states(tmp_path / "disturbed", "search")["5"] == ["RUNNING"]
+    monkeypatch.setattr(liveness, "is_dead", lambda life: True)
+    assert run(spec_of(SEARCH), tmp_path / "disturbed", verbose=False)
+    assert rates(tmp_path / "disturbed") == rates(tmp_path / "undisturbed")
+
+
+def killed_at(outcome):
+    from optuna.study._tell import _tell_with_warning as tell
+
+    def told(*, trial, **rest):
+        if trial.user_attrs.get("outcome") == outcome:
+            raise RuntimeError
+        return tell(trial=trial, **rest)
+
+    return told
+
+
+@pytest.mark.plain
 def test_hopeless_trials_are_pruned(tmp_path, stand_in):
     search = {**SEARCH["search"], "trials": 12}
     config = {**FIXED["config"], "epochs": 4}

@@ -82,6 +82,7 @@ def run(
     studies = {name: open_study(opened, spec, name) for name in slots}
     with storages.exclusive(opened):
         for name, study in studies.items():
+            storages.fail_dead(study)  # first: a search goes on with the slot that was cut off
             storages.fill_slots(study, slots[name], most=1 if spec.search else None)
 
     def is_left() -> bool:
