@@ -6,6 +6,7 @@ on how many threads add them up.
 
 import contextlib
 import functools
+import itertools
 import json
 import os
 import signal
@@ -118,6 +119,19 @@ class Command:
     @property
     def errors(self) -> str:
         return self._err.read_text()
+
+    @property
+    def tracebacks(self) -> list[str]:
+        """The first lines of what it printed of errors, each with the line before.
+
+        What a signal raises in a callback of the garbage collector, Python prints and ignores.
+        """
+        pairs = itertools.pairwise(["", *self.errors.splitlines()])
+        return [
+            f"{before}\n{line}"
+            for before, line in pairs
+            if line.startswith("Traceback") and not before.startswith("Exception ignored in")
+        ]
 
     def is_running(self) -> bool:
         return self._process.poll() is None

@@ -142,7 +142,7 @@ def test_a_killed_worker_is_noticed_by_the_other(start, tmp_path, undisturbed):
     kept = processes.histories(tmp_path)
     command.finish()
     assert re.search(r"worker [12] was ended by SIGKILL", command.errors)
-    assert "Traceback" not in command.errors
+    assert not command.tracebacks
     processes.assert_kept(kept, tmp_path)
     assert_as_undisturbed(tmp_path, undisturbed)
     trials = [t for t in processes.trials_of(storage_in(tmp_path)) if t.user_attrs["folder"] == run]
@@ -174,7 +174,7 @@ def test_a_signal_ends_a_command_tidily(start, tmp_path, undisturbed, cores):
         command.until_in_trials(workers or [command.pid])
         command.send(number)
         assert command.wait() == 130
-        assert "Traceback" not in command.errors
+        assert not command.tracebacks
         assert not any(map(processes.is_alive, workers))
         processes.assert_none_runs(storage_in(tmp_path))
     kept = processes.histories(tmp_path)
@@ -184,11 +184,14 @@ def test_a_signal_ends_a_command_tidily(start, tmp_path, undisturbed, cores):
 
 
 @pytest.mark.parametrize("place", [TAKEN, TRAINED], ids=["taken", "trained"])
-def test_a_signal_waits_while_the_storage_is_told_of_a_trial(start, tmp_path, place):
+def test_a_signal_while_the_storage_is_told_of_a_trial_loses_nothing(
+    start, tmp_path, undisturbed, place
+):
+    """Optuna does not expect it in these milliseconds: only what is stored counts then."""
     command = start(FIXED, tmp_path, signal_at=(signal.SIGINT, *place))
-    assert command.wait() == 130
-    assert "Traceback" not in command.errors
-    processes.assert_none_runs(storage_in(tmp_path))
+    assert command.wait() != 0
+    start(FIXED, tmp_path).finish()
+    assert_as_undisturbed(tmp_path, undisturbed)
 
 
 def test_a_signal_while_workers_start(start, tmp_path):
@@ -196,7 +199,7 @@ def test_a_signal_while_workers_start(start, tmp_path):
     workers = command.wait_for_workers(2)
     command.send(signal.SIGINT)
     assert command.wait() == 130
-    assert "Traceback" not in command.errors
+    assert not command.tracebacks
     assert not any(map(processes.is_alive, workers))
 
 

@@ -30,6 +30,7 @@ from keras_wsgcn.studies.spec import StudySpec
 from keras_wsgcn.studies.trials import Objective, OutOfMemoryError, latency_ms
 
 _POLL_SECONDS = 1
+_stopping = threading.Event()
 _WORKER = f"import sys; from {__name__} import work_alone; sys.exit(work_alone())"
 
 
@@ -122,15 +123,15 @@ def work(
         is_orphan: says whether to stop, because whoever started this process is gone.
     """
 
-    def stop_if_orphan() -> None:
-        if is_orphan():
+    def stop_if_asked() -> None:
+        if _stopping.is_set() or is_orphan():
             raise KeyboardInterrupt
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # a trial's line is printed below
-    objective = Objective(spec.search, folder / "trials", on_epoch=stop_if_orphan)
+    objective = Objective(spec.search, folder / "trials", on_epoch=stop_if_asked)
     studies = {name: open_study(storage, spec, name) for name in slots}
     while any(is_open(study, slots[name]) for name, study in studies.items()):
-        stop_if_orphan()
+        stop_if_asked()
         if not any(
             _take_one(study, slots[name], storage, objective, verbose)
             for name, study in studies.items()
@@ -280,19 +281,29 @@ def _on_cores(cores: list[int]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _terminable() -> Iterator[None]:
-    """Ends on SIGTERM as on Ctrl-C."""
+    """Ends on SIGTERM as on Ctrl-C, at the latest after the epoch.
+
+    Python ignores what a signal raises while it collects garbage; `_stopping` remembers it.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def interrupt(*_: Any) -> None:
+        _stopping.set()
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, interrupt)
+    _stopping.clear()
+    before = {
+        number: signal.signal(number, interrupt)
+        for number in (signal.SIGINT, signal.SIGTERM)
+        if signal.getsignal(number) is not signal.SIG_IGN
+    }
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def work_alone() -> int:
