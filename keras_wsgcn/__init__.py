@@ -5,6 +5,7 @@ from keras_wsgcn.data.poses import PoseDataset, Splits
 from keras_wsgcn.data.sources import load_splits
 from keras_wsgcn.errors import InputError
 from keras_wsgcn.evaluation import evaluate, headline, table_by
+from keras_wsgcn.exporting import Export, ExportError, export, open_exported
 from keras_wsgcn.layers import GraphConv, GraphNonLocal
 from keras_wsgcn.metrics import MPJPE, PMPJPE, auc, mpjpe, n_mpjpe, p_mpjpe, pck
 from keras_wsgcn.models import build_model
@@ -22,6 +23,8 @@ __all__ = [
     "PMPJPE",
     "RECIPES",
     "SCHEMES",
+    "Export",
+    "ExportError",
     "GraphConv",
     "GraphNonLocal",
     "InputError",
@@ -35,12 +38,14 @@ __all__ = [
     "count_flops",
     "count_params",
     "evaluate",
+    "export",
     "headline",
     "load_model",
     "load_pretrained",
     "load_splits",
     "mpjpe",
     "n_mpjpe",
+    "open_exported",
     "p_mpjpe",
     "pck",
     "save_model",

@@ -43,3 +43,11 @@ def write_text(target: str | os.PathLike, text: str) -> None:
 def write_json(target: str | os.PathLike, value: Any) -> None:
     """Writes `value` as indented JSON to `target`, atomically."""
     write_text(target, json.dumps(value, indent=2) + "\n")
+
+
+def sync_folder(folder: Path) -> None:
+    """Has the system write out every file below `folder`, before a rename makes them count."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())

@@ -21,6 +21,7 @@ DATA = (
 )  # fmt: skip
 LAST = (
     "recipes", "training", "evaluation", "plots", "inference", "animation",
+    "exporting.folding", "exporting.formats", "exporting.writers", "exporting.exports",
     "studies.spec", "studies.liveness",
     "studies.storage", "studies.planning", "studies.trials", "studies.workers",
     "studies.results", "studies.claims", "studies.figures", "studies.report",

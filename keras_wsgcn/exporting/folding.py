@@ -1,0 +1,114 @@
+"""A model for prediction only: batch normalisation folded into the kernels before it."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_wsgcn.layers import GraphConv
+
+_ONLY_IN_TRAINING = (
+    keras.layers.Dropout,
+    keras.layers.SpatialDropout1D,
+    keras.layers.GaussianNoise,
+)
+
+
+def inference_model(model: keras.Model) -> keras.Model:
+    """The same function in float32, without what only training needs.
+
+    A batch normalisation behind a graph convolution is one more scale and offset per channel, and
+    the sum over joints is linear in them: with `s = gamma / sqrt(variance + epsilon)`,
+
+        kernel' = kernel * s        bias' = (bias - mean) * s + beta
+
+    hold for every scheme. Dropout disappears. A single pose costs some 40 operations less.
+
+    Args:
+        model: a lifting model, functional or sequential.
+
+    Returns:
+        A new model; `model` is left as it is.
+    """
+    if isinstance(model, keras.Sequential):
+        graph = keras.Model(model.inputs, model.outputs, name=model.name)
+        graph.metadata = getattr(model, "metadata", {})
+        model = graph
+    folded = _foldable(model)
+
+    def clone(layer: keras.layers.Layer) -> keras.layers.Layer:
+        return layer.__class__.from_config({**layer.get_config(), "dtype": "float32"})
+
+    def call(layer: keras.layers.Layer, *arguments: Any, **options: Any) -> Any:
+        if layer.name in folded or isinstance(layer, _ONLY_IN_TRAINING):
+            return arguments[0]
+        return layer(*arguments, **options)
+
+    lean = keras.models.clone_model(model, clone_function=clone, call_function=call)
+    for layer in lean.layers:
+        if layer.weights:
+            layer.set_weights(model.get_layer(layer.name).get_weights())
+    for norm_name, conv_name in folded.items():
+        norm, conv = model.get_layer(norm_name), model.get_layer(conv_name)
+        scale, offset = _scale_and_offset(norm)
+        target = lean.get_layer(conv_name)
+        target.kernel.assign(_float64(conv.kernel) * scale)
+        target.bias.assign(_float64(conv.bias) * scale + offset)
+    lean.metadata = getattr(model, "metadata", {})
+    return lean
+
+
+def _scale_and_offset(norm: keras.layers.BatchNormalization) -> tuple[np.ndarray, np.ndarray]:
+    scale = 1.0 / np.sqrt(_float64(norm.moving_variance) + norm.epsilon)
+    if norm.scale:
+        scale = scale * _float64(norm.gamma)
+    offset = -_float64(norm.moving_mean) * scale
+    return scale, offset + _float64(norm.beta) if norm.center else offset
+
+
+def _float64(variable: keras.Variable) -> np.ndarray:
+    return keras.ops.convert_to_numpy(variable).astype(np.float64)
+
+
+def _foldable(model: keras.Model) -> dict[str, str]:
+    """Names of the batch normalisations that can be folded, and of the layers before them."""
+    inputs = _inputs(model)
+    outputs = set(model.output_names)
+    readers = [source for sources in inputs.values() for source in sources]
+    found = {}
+    for name, sources in inputs.items():
+        norm = model.get_layer(name)
+        if not isinstance(norm, keras.layers.BatchNormalization) or len(sources) != 1:
+            continue
+        conv = model.get_layer(sources[0])
+        if (
+            norm.axis in (-1, 2)
+            and isinstance(conv, GraphConv | keras.layers.Dense)
+            and conv.activation is keras.activations.linear
+            and conv.use_bias
+            and readers.count(conv.name) == 1
+            and conv.name not in outputs
+        ):
+            found[name] = conv.name
+    return found
+
+
+def _inputs(model: keras.Model) -> dict[str, list[str]]:
+    """For each layer, the layers it reads, once for each time it does."""
+    return {
+        layer["name"]: list(_sources(layer["inbound_nodes"]))
+        for layer in model.get_config()["layers"]
+    }
+
+
+def _sources(nodes: Any) -> Iterator[str]:
+    if isinstance(nodes, dict):
+        if nodes.get("class_name") == "__keras_tensor__":
+            yield nodes["config"]["keras_history"][0]
+        else:
+            for value in nodes.values():
+                yield from _sources(value)
+    elif isinstance(nodes, list | tuple):
+        for value in nodes:
+            yield from _sources(value)

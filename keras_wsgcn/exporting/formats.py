@@ -1,0 +1,148 @@
+"""The formats that models are exported to, as one table, and each one's own runtime.
+
+A runtime is a function from named arrays to poses; none of them needs Keras.
+"""
+
+import importlib.util
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from keras_wsgcn.errors import InputError, check_choice, check_integer
+
+# What a signature takes; each gives `pose3d` (batch, joints, 3).
+SIGNATURES = {"serve": ("pose2d",), "serve_pixels": ("pixels", "image_size")}
+
+Predictor = Callable[..., np.ndarray]
+
+
+def _open_savedmodel(path: Path, signature: str, threads: int) -> Predictor:
+    import tensorflow as tf
+
+    loaded = tf.saved_model.load(str(path))
+    function = loaded.signatures[signature]
+
+    def predict(**inputs: np.ndarray) -> np.ndarray:
+        tensors = {name: tf.convert_to_tensor(value) for name, value in inputs.items()}
+        return function(**tensors)["pose3d"].numpy()
+
+    predict.model = loaded  # type: ignore[attr-defined]  # its variables live as long as it does
+    return predict
+
+
+def _open_onnx(path: Path, signature: str, threads: int) -> Predictor:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return lambda **inputs: session.run(["pose3d"], inputs)[0]
+
+
+def _open_litert(path: Path, signature: str, threads: int) -> Predictor:
+    from ai_edge_litert.interpreter import Interpreter
+
+    runner = Interpreter(str(path), num_threads=threads).get_signature_runner(signature)
+    return lambda **inputs: runner(**inputs)["pose3d"]
+
+
+def _open_openvino(path: Path, signature: str, threads: int) -> Predictor:
+    import openvino
+
+    # Without the hint it computes in bfloat16 where the processor can: 0.2 mm off.
+    settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads}
+    request = openvino.Core().compile_model(str(path), "CPU", settings).create_infer_request()
+    # The result is copied: it would be overwritten by the next call.
+    return lambda **inputs: request.infer(inputs)["pose3d"].copy()
+
+
+@dataclass(frozen=True)
+class Format:
+    """A file format for trained models.
+
+    Args:
+        suffix: of its file; empty where it is a folder of versions.
+        writing: packages that writing and checking it needs, besides TensorFlow.
+        all_signatures: whether one file holds every signature.
+        open: makes a function of a file, a signature and a number of threads.
+    """
+
+    suffix: str
+    writing: tuple[str, ...]
+    all_signatures: bool
+    open: Callable[[Path, str, int], Predictor]
+
+
+FORMATS: dict[str, Format] = {
+    "savedmodel": Format("", ("tensorflow_serving",), True, _open_savedmodel),
+    "onnx": Format(".onnx", ("tf2onnx", "onnxruntime"), False, _open_onnx),
+    "litert": Format(".tflite", ("ai_edge_litert",), True, _open_litert),
+    "openvino": Format(".xml", ("openvino", "tf2onnx"), False, _open_openvino),
+}
+
+
+def format_of(path: Path) -> str:
+    """The name of the format of a file, by its suffix.
+
+    Raises:
+        InputError: if no format has the suffix.
+    """
+    for name, form in FORMATS.items():
+        if path.suffix == form.suffix:
+            return name
+    if path.suffix[1:].isdecimal():  # `model.2`
+        return "savedmodel"
+    suffixes = [form.suffix for form in FORMATS.values() if form.suffix]
+    raise InputError(
+        f"`path` must end in one of {suffixes}, or name a folder. Received: path={str(path)!r}"
+    )
+
+
+def check_packages(name: str) -> None:
+    """Checks that what writing a format needs is installed.
+
+    Raises:
+        InputError: if something is missing.
+    """
+    missing = [
+        package
+        for package in ("tensorflow", *FORMATS[name].writing)
+        if importlib.util.find_spec(package) is None
+    ]
+    if missing:
+        raise InputError(
+            f"`format` {name!r} needs the packages {missing}: pip install 'keras_wsgcn[export]'. "
+            f"Received: format={name!r}"
+        )
+
+
+def open_exported(
+    path: str | os.PathLike, *, signature: str = "serve", threads: int = 1
+) -> Predictor:
+    """Opens an exported model in its own runtime: TensorFlow, ONNX Runtime, LiteRT or OpenVINO.
+
+    Args:
+        path: a file that `export` wrote, or the version folder of a SavedModel.
+        signature: one of `SIGNATURES`. ONNX and OpenVINO files hold the one they were written
+            with.
+        threads: processor threads. TensorFlow shares its threads among all models: there the
+            number is left as it is.
+
+    Returns:
+        A function of float32 arrays, named as the signature has them: `pose2d` (batch, joints, 2)
+        normalised, or `pixels` (batch, joints, 2) and `image_size` (batch, 2) as width, height. It
+        returns `(batch, joints, 3)` metres.
+
+    Raises:
+        InputError: if there is no such file, or an argument is out of range.
+    """
+    path = Path(path)
+    form = FORMATS[format_of(path)]
+    check_choice("signature", signature, SIGNATURES)
+    check_integer("threads", threads, least=1)
+    if not path.exists():
+        raise InputError(f"`path` must exist. Received: path={str(path)!r}")
+    return form.open(path, signature, threads)
