@@ -6,12 +6,15 @@ READY := .venv/.ready
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 BACKENDS := tensorflow jax torch
 
-.PHONY: quickstart test lint format test-slow clean $(BACKENDS:%=test-%)
+.PHONY: quickstart serve-demo test lint format test-slow clean $(BACKENDS:%=test-%)
 
 quickstart: $(READY)
 	$(BIN)/python scripts/train.py --data generated --stride 3 --scheme pre_agg_decoupled \
 		--budget 1.05e6 --recipe quickstart --name quickstart
 	$(BIN)/python scripts/evaluate.py runs/quickstart --pictures
+
+serve-demo: $(READY)
+	$(BIN)/python scripts/serve_demo.py
 
 test: $(BACKENDS:%=test-%)
 

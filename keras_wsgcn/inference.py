@@ -5,7 +5,7 @@ What is drawn, written to a file or passed on is a `PoseSequence`.
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -110,7 +110,7 @@ def lift_tracks(
     least_confidence: float = 0.3,
     max_gap: int = 8,
 ) -> PoseSequence:
-    """Lifts the keypoints of several people to 3D.
+    """Lifts the keypoints of several people to 3D with a Keras model.
 
     The keypoints are converted to the model's skeleton (`convert_track`) and normalised by the
     image size. No camera is needed: the model assumes the one it was trained with, whose focal
@@ -130,7 +130,48 @@ def lift_tracks(
     Raises:
         InputError: if there is nobody, the frames are too many, or the model has other joints.
     """
-    skeleton = skeletons.get(describe(model)["skeleton"])
+
+    def lift(pixels: np.ndarray, image_size: tuple[int, int]) -> np.ndarray:
+        return predict(model, normalize_screen(pixels, image_size).astype(np.float32))
+
+    return lift_tracks_with(
+        lift,
+        skeletons.get(describe(model)["skeleton"]),
+        tracks,
+        image_size,
+        fps=fps,
+        least_confidence=least_confidence,
+        max_gap=max_gap,
+    )
+
+
+def lift_tracks_with(
+    lift: Callable[[np.ndarray, tuple[int, int]], np.ndarray],
+    skeleton: Skeleton,
+    tracks: Sequence[KeypointTrack],
+    image_size: tuple[int, int],
+    *,
+    fps: float = 30.0,
+    least_confidence: float = 0.3,
+    max_gap: int = 8,
+) -> PoseSequence:
+    """Lifts the keypoints of several people to 3D with any function, such as a server's client.
+
+    Args:
+        lift: from `(poses, joints, 2)` pixels and (width, height) to `(poses, joints, 3)` metres.
+        skeleton: the joints that `lift` takes.
+        tracks: as for `lift_tracks`, and so are the others.
+        image_size: (width, height), pixels.
+        fps: frames per second.
+        least_confidence: below it a joint is missing.
+        max_gap: how many frames in a row are interpolated at most.
+
+    Returns:
+        The poses of all people over all frames, from the first in which anyone is seen.
+
+    Raises:
+        InputError: if there is nobody, the frames are too many, or the skeleton has other joints.
+    """
     normalize_screen(np.zeros(2), image_size)  # the size is checked before the long work
     if not tracks:
         raise InputError(f"`tracks` must hold at least one person. Received: tracks={tracks}")
@@ -154,8 +195,7 @@ def lift_tracks(
         origin[person, rows] = converted.origin
         usable[person, rows] = converted.usable
     if usable.any():
-        screen = normalize_screen(pose2d[usable], image_size).astype(np.float32)
-        lifted = predict(model, screen)
+        lifted = lift(pose2d[usable], image_size)
         pose3d[usable] = lifted - lifted[:, [skeleton.root]]
     return PoseSequence(
         pose3d=pose3d,

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -29,22 +30,31 @@ SUFFIXES = {
     "animation": (".gif", ".mp4"),
     "page": (".html",),
 }
+EPILOG = (
+    "The 3D is in metres, in the camera's frame (x right, y down, z away), relative to the pelvis. "
+    "The camera need not be known: the model assumes one like those it was trained with, so what a "
+    "very wide or very long lens sees comes out distorted."
+)
 _FRACTION = 2.0  # pixels in which no person fits: such numbers are fractions of the image
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__,
-        epilog="The 3D is in metres, in the camera's frame (x right, y down, z away), relative to "
-        "the pelvis. The camera need not be known: the model assumes one like those it was "
-        "trained with, so what a very wide or very long lens sees comes out distorted.",
+        epilog=EPILOG,
     )
-    parser.add_argument("keypoints", type=Path, help="file or folder of the keypoints")
     parser.add_argument(
         "--model",
         default=DEFAULT_MODEL,
         help=f"a .keras file, or the name of a model of the library (default: {DEFAULT_MODEL})",
     )
+    add_keypoint_options(parser)
+    return parser.parse_args(argv)
+
+
+def add_keypoint_options(parser: argparse.ArgumentParser) -> None:
+    """The options of what is read and written, which `query.py` has too."""
+    parser.add_argument("keypoints", type=Path, help="file or folder of the keypoints")
     parser.add_argument(
         "--format", choices=FORMATS, default="coco17", help="of the keypoints (default: coco17)"
     )
@@ -85,18 +95,24 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--picture", type=Path, help="also draw some poses: .png")
     parser.add_argument("--animation", type=Path, help="also animate them: .gif or .mp4")
     parser.add_argument("--page", type=Path, help="also write a page to turn and play them: .html")
-    return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     options = parse(argv)
+
+    def lift(tracks: list[KeypointTrack], size: tuple[int, int], **settings: Any) -> PoseSequence:
+        return lift_tracks(find_model(options.model), tracks, size, **settings)
+
+    lift_file(options, lift)
+
+
+def lift_file(options: argparse.Namespace, lift: Callable[..., PoseSequence]) -> PoseSequence:
+    """Reads the keypoints, lifts them with `lift`, reports and writes all that was asked for."""
     writers = plan_outputs(options)
     check_number("fps", options.fps, above=0.0, below=1000.0)
     tracks = read_people(options)
-    model = find_model(options.model)
     size = tuple(options.image_size) if options.image_size else assumed_size(tracks, options)
-    sequence = lift_tracks(
-        model,
+    sequence = lift(
         tracks,
         size,
         fps=options.fps,
@@ -113,6 +129,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         for path, write in writers.items():
             write(sequence, finished.enter_context(atomic_path(path)))
     print(f"wrote {', '.join(map(str, writers))}")
+    return sequence
 
 
 def plan_outputs(options: argparse.Namespace) -> dict[Path, Callable[[PoseSequence, Path], None]]:

@@ -24,9 +24,16 @@ _CHUNK = 1024
 
 # Kernels that every build of TensorFlow has, the server's among them: arithmetic of the models,
 # and what every SavedModel holds to save and restore variables, even if it has none.
-STOCK_OPERATORS = frozenset(
-    ["AddN", "AddV2", "BatchMatMulV2", "BiasAdd", "BroadcastTo", "Cast", "ConcatV2", "Const", "Einsum", "Elu", "Erf", "Exp", "ExpandDims", "FloorMod", "GatherV2", "Greater", "Identity", "LeakyRelu", "Less", "LogicalAnd", "MatMul", "Max", "Maximum", "Mean", "Minimum", "Mul", "Neg", "NoOp", "Pack", "Placeholder", "Pow", "Prod", "RealDiv", "Relu", "Relu6", "Reshape", "Rsqrt", "Select", "SelectV2", "Selu", "Shape", "Sigmoid", "Softmax", "Softplus", "Softsign", "Split", "SplitV", "Sqrt", "Square", "SquaredDifference", "Squeeze", "StridedSlice", "Sub", "Sum", "Tanh", "Tile", "Transpose", "Unpack", "ZerosLike", "MergeV2Checkpoints", "PartitionedCall", "RestoreV2", "SaveV2", "ShardedFilename", "StatefulPartitionedCall", "StaticRegexFullMatch", "StringJoin"]
-)  # fmt: skip
+_STOCK = """
+    AddN AddV2 BatchMatMulV2 BiasAdd BroadcastTo Cast ConcatV2 Const Einsum Elu Erf Exp ExpandDims
+    FloorMod GatherV2 Greater Identity LeakyRelu Less LogicalAnd MatMul Max Maximum Mean Minimum
+    Mul Neg NoOp Pack Placeholder Pow Prod RealDiv Relu Relu6 Reshape Rsqrt Select SelectV2 Selu
+    Shape Sigmoid Softmax Softplus Softsign Split SplitV Sqrt Square SquaredDifference Squeeze
+    StridedSlice Sub Sum Tanh Tile Transpose Unpack ZerosLike
+    MergeV2Checkpoints PartitionedCall RestoreV2 SaveV2 ShardedFilename StatefulPartitionedCall
+    StaticRegexFullMatch StringJoin
+"""
+STOCK_OPERATORS = frozenset(_STOCK.split())
 
 
 def signatures(model: keras.Model) -> dict[str, tuple[Callable, list]]:

@@ -1,0 +1,69 @@
+"""Exports a model for other runtimes and checks it there: SavedModel, ONNX, LiteRT, OpenVINO.
+
+MODEL is a .keras file, or the name of a model of the library. A path without a suffix becomes a
+SavedModel, in the layout of TensorFlow Serving: PATH/1/, PATH/2/, ...
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from cli import run
+from predict import find_model
+
+from keras_wsgcn.data.sources import load_splits
+from keras_wsgcn.exporting import FORMATS, SIGNATURES, Export, export
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model", help="a .keras file, or the name of a model of the library")
+    suffixes = ", ".join(f"{form.suffix} ({name})" for name, form in FORMATS.items() if form.suffix)
+    parser.add_argument("path", type=Path, help=f"where to: {suffixes}, or a folder of versions")
+    parser.add_argument("--format", choices=FORMATS, help="default: by the suffix of the path")
+    parser.add_argument(
+        "--signature",
+        choices=SIGNATURES,
+        help="what an ONNX or OpenVINO file takes: normalised poses (serve, the default), or "
+        "pixels and image size; the other formats hold both",
+    )
+    parser.add_argument(
+        "--int8", action="store_true", help="LiteRT only: weights in 8 bits, a quarter of the size"
+    )
+    parser.add_argument(
+        "--data", help="measure the error of --int8 on the test poses of this data, such as cmu24"
+    )
+    parser.add_argument(
+        "--stride", type=int, default=10, help="take every so many frames of it (default: 10)"
+    )
+    return parser.parse_args(argv)
+
+
+def describe(done: Export) -> str:
+    line = f"{done.path}: {done.format}, signatures {', '.join(done.signatures)}; "
+    if not done.errors_mm:
+        return line + f"at most {1e3 * done.parity_m:.2g} mm from the Keras model"
+    errors = ", ".join(f"{name} {value:.2f}" for name, value in done.errors_mm.items())
+    return line + f"millimetres: {errors}"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    options = parse(argv)
+    model = find_model(options.model)
+    data = None
+    if options.data:
+        data = load_splits(options.data, stride=options.stride).test
+    done = export(
+        model,
+        options.path,
+        format=options.format,
+        signature=options.signature,
+        quantize="int8" if options.int8 else None,
+        data=data,
+    )
+    print(describe(done))
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))

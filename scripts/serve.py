@@ -1,0 +1,86 @@
+"""Makes a folder that TensorFlow Serving can serve, and says how to start and query it.
+
+Exports MODEL as the next version of FOLDER/NAME, writes FOLDER/models.config for all models in
+the folder, and prints the exact `docker run` line. Without MODEL, what is in the folder is served.
+"""
+
+import argparse
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from cli import run
+from export import describe
+from predict import find_model
+
+from keras_wsgcn.exporting import export
+from keras_wsgcn.serving import docker_command, served_models, write_config
+from keras_wsgcn.serving.config import GRPC_PORT, IMAGE, REST_PORT, check_name
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "model", nargs="?", help="a .keras file, or the name of a model of the library"
+    )
+    parser.add_argument("--name", help="to serve it under (default: name of the file or model)")
+    parser.add_argument(
+        "--folder", type=Path, default=Path("runs/serving"), help="default: runs/serving"
+    )
+    parser.add_argument("--rest-port", type=int, default=REST_PORT, help=f"default: {REST_PORT}")
+    parser.add_argument("--grpc-port", type=int, default=GRPC_PORT, help=f"default: {GRPC_PORT}")
+    parser.add_argument("--image", default=IMAGE, help=f"of TensorFlow Serving (default: {IMAGE})")
+    parser.add_argument(
+        "--stand-in",
+        action="store_true",
+        help="start a stand-in with the server's REST and gRPC interface on this machine, until "
+        "Ctrl-C: to try clients, not for production; port 0 takes any",
+    )
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    options = parse(argv)
+    ports = {"rest_port": options.rest_port, "grpc_port": options.grpc_port}
+    if not options.stand_in:
+        docker_command(options.folder, image=options.image, **ports)  # checked before the work
+    if options.model:
+        name = check_name(options.name or Path(options.model).stem)
+        print(describe(export(find_model(options.model), options.folder / name)))
+    config = write_config(options.folder)
+    models = served_models(options.folder)
+    print(f"{config}: {', '.join(f'{name} version {v[-1]}' for name, v in models.items())}")
+    if options.stand_in:
+        return stand_in(options.folder, next(iter(models)), ports)
+    print("\nTensorFlow Serving:\n")
+    print(f"  {docker_command(options.folder, image=options.image, **ports)}")
+    print_queries(next(iter(models)), **ports)
+    return None
+
+
+def print_queries(name: str, rest_port: int, grpc_port: int) -> None:
+    print("\nand then one of\n")
+    for server in (f"http://localhost:{rest_port}", f"grpc://localhost:{grpc_port}"):
+        print(
+            f"  python scripts/query.py KEYPOINTS --server {server} --name {name} "
+            "--image-size W H -o poses.npz"
+        )
+
+
+def stand_in(folder: Path, name: str, ports: dict[str, int]) -> None:
+    from keras_wsgcn.serving.stand_in import StandIn
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
+    with StandIn(folder, **ports) as server:
+        print(
+            f"stand-in for TensorFlow Serving: REST on port {server.rest_port}, gRPC on port "
+            f"{server.grpc_port}; not for production. Ctrl-C ends it."
+        )
+        print_queries(name, server.rest_port, server.grpc_port)
+        sys.stdout.flush()
+        signal.sigwait({signal.SIGINT, signal.SIGTERM})
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))
