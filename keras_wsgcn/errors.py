@@ -14,6 +14,10 @@ class InputError(ValueError):
     """
 
 
+class Refused(Exception):
+    """What is wrong with a file, as its checks say it to each other: part of an `InputError`."""
+
+
 def check_integer(name: str, value: Any, *, least: int) -> int:
     """`value` as an `int`, if it is a whole number of at least `least`.
 

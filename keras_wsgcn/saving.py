@@ -2,19 +2,21 @@
 
 import json
 import os
+import tempfile
 import zipfile
 from pathlib import Path
 from typing import Any
 
 import keras
 
-from keras_wsgcn import layers  # noqa: F401  registers the layers, which loading needs
-from keras_wsgcn.errors import InputError
+from keras_wsgcn import (
+    layers,  # noqa: F401  registers the layers, which loading needs
+    metrics,  # noqa: F401  and the metrics
+    screening,
+)
+from keras_wsgcn.errors import InputError, Refused
 from keras_wsgcn.files import atomic_path
 from keras_wsgcn.models import describe
-
-METADATA_MEMBER = "keras_wsgcn.json"
-_METADATA_BYTES = 1 << 20
 
 # How inputs are normalised and what comes out: the same for every model of the library.
 NORMALISATION = {
@@ -35,7 +37,8 @@ def save_model(model: keras.Model, path: str | os.PathLike, **facts: Any) -> Non
         **facts: what else the metadata shall say, such as `training={...}`; JSON values.
 
     Raises:
-        InputError: if `path` does not end in `.keras`, or `model` is no lifting model.
+        InputError: if `path` does not end in `.keras`, or `model` is no lifting model, or has
+            layers that `load_model` does not open.
     """
     path = _checked_path(path)
     metadata = {
@@ -59,12 +62,25 @@ def _finish(path: Path, metadata: str) -> None:
             for member in saved.infolist():
                 content = saved.read(member)
                 if member.filename == "config.json":
-                    content = json.dumps(_portable(json.loads(content))).encode()
+                    config = _portable(json.loads(content))
+                    _check_readable(config)
+                    content = json.dumps(config).encode()
                 archive.writestr(member, content)
-            archive.writestr(METADATA_MEMBER, metadata)
+            archive.writestr(screening.METADATA_MEMBER, metadata)
         os.replace(rewritten, path)
     finally:
         rewritten.unlink(missing_ok=True)
+
+
+def _check_readable(config: dict[str, Any]) -> None:
+    """Refuses to write what `load_model` would refuse to open."""
+    try:
+        screening.check_config({k: v for k, v in config.items() if k != "compile_config"})
+    except Refused as problem:
+        raise InputError(
+            f"`model` must be one that `load_model` opens: {problem}. "
+            f"Received: model={config['config'].get('name')!r}"
+        ) from None
 
 
 def _portable(config: Any) -> Any:
@@ -91,48 +107,95 @@ def read_metadata(path: str | os.PathLike) -> dict[str, Any]:
     Raises:
         InputError: if `path` is no such file.
     """
-    path = _checked_path(path)
-    try:
-        with zipfile.ZipFile(path) as archive:
-            if archive.getinfo(METADATA_MEMBER).file_size > _METADATA_BYTES:
-                raise InputError(
-                    f"`path` must hold at most {_METADATA_BYTES} bytes of metadata in "
-                    f"{METADATA_MEMBER!r}. Received: path={str(path)!r}"
-                )
-            metadata = json.loads(archive.read(METADATA_MEMBER))
-    except (OSError, zipfile.BadZipFile, KeyError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(
-            f"`path` must name a `.keras` file written by `keras_wsgcn.save_model` ({error}). "
-            f"Received: path={str(path)!r}"
-        ) from None
-    if not isinstance(metadata, dict):
-        raise InputError(
-            f"`path` must hold a JSON object in {METADATA_MEMBER!r}. Received: path={str(path)!r}"
-        )
-    return metadata
+    return screening.read_metadata(_checked_path(path))
 
 
-def load_model(path: str | os.PathLike) -> keras.Model:
+def load_model(path: str | os.PathLike, *, compile: bool = True) -> keras.Model:
     """Loads a model that `save_model` wrote, under any backend.
 
-    The model comes without its compilation, which names the backend that saved it. What the file
-    says of itself is in `model.metadata`.
+    The file may come from strangers. Before Keras sees any of it, its members, sizes, links and
+    types are checked, and its configuration may name only the library's layers, a short list of
+    Keras's, and plain names (`screening.py`); no code in it is ever run. What the file says of
+    itself is in `model.metadata`.
 
     Args:
         path: a `.keras` file.
+        compile: whether a model that was compiled comes compiled, with the state of its optimiser:
+            `fit` goes on where it was. The optimiser, loss and metrics must be Keras's or the
+            library's.
 
     Returns:
         The model, ready to predict.
 
     Raises:
-        InputError: if `path` is no file that `save_model` wrote.
+        InputError: if `path` is no file that `save_model` wrote, or holds anything else.
     """
-    metadata = read_metadata(path)
-    model = keras.saving.load_model(path, compile=False)
-    model.metadata = metadata
+    path = _checked_path(path)
+    file = screening.screen(path)
+    compilation = file.compilation if compile else None
+    try:
+        if compilation is not None:
+            screening.check_compilation(compilation)
+    except Refused as problem:
+        raise screening.refusal(path, f"{problem}; load it with compile=False") from None
+    try:
+        model = keras.saving.deserialize_keras_object(file.config, safe_mode=True)
+        if compilation is not None:
+            model.compile_from_config(compilation)
+    except Exception as error:  # the tables are met, but the values make no model
+        raise screening.refusal(path, f"it describes no model ({_first_line(error)})") from None
+    _load_state(model, file, path, optimizer=compilation is not None)
+    model.metadata = file.metadata
     return model
+
+
+def restore_model(model: keras.Model, path: str | os.PathLike) -> dict[str, Any]:
+    """Gives a compiled model the weights, the optimiser's state and its step count of a file.
+
+    Args:
+        model: a compiled model like the saved one.
+        path: a `.keras` file.
+
+    Returns:
+        The metadata of the file.
+
+    Raises:
+        InputError: if `path` is no file that `save_model` wrote, or of another model.
+    """
+    path = _checked_path(path)
+    file = screening.screen(path)
+    if file.optimizer_variables <= 2:
+        raise screening.refusal(path, "it lacks the state of an optimiser")
+    _load_state(model, file, path, optimizer=True)
+    return file.metadata
+
+
+def _load_state(
+    model: keras.Model, file: screening.ScreenedFile, path: Path, *, optimizer: bool
+) -> None:
+    """Weights and, for a compiled model, the optimiser's state, or none of it if none was saved."""
+    if optimizer:
+        model.optimizer.build(model.trainable_variables)
+        wanted, found = len(model.optimizer.variables), file.optimizer_variables
+        # An optimiser that has not begun has its step count and rate. Keras would only warn of
+        # any other number, and begin anew.
+        if found > 2 and found != wanted:
+            raise screening.refusal(
+                path, f"it has {found} variables of an optimiser that has {wanted}"
+            )
+    with tempfile.TemporaryDirectory() as folder:
+        weights = Path(folder) / screening.WEIGHTS_MEMBER
+        weights.write_bytes(file.weights)
+        try:
+            model.load_weights(weights)
+        except Exception as error:  # shapes, types or layers of another model
+            raise screening.refusal(
+                path, f"its weights do not fit ({_first_line(error)})"
+            ) from None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
 def _checked_path(path: str | os.PathLike) -> Path:

@@ -25,7 +25,7 @@ from keras_wsgcn.data.poses import PoseDataset, Splits
 from keras_wsgcn.errors import InputError
 from keras_wsgcn.files import write_json, write_text
 from keras_wsgcn.recipes import TrainConfig, compile_model
-from keras_wsgcn.saving import load_model, read_metadata, save_model
+from keras_wsgcn.saving import load_model, restore_model, save_model
 
 PREDICT_BATCH = 1024
 
@@ -90,7 +90,7 @@ def train(
         if verbose:
             print(_progress(row, config.epochs), flush=True)
     notified.on_train_end()
-    return TrainResult(load_model(run.best_path), run.history_frame(), run.folder)
+    return TrainResult(load_model(run.best_path, compile=False), run.history_frame(), run.folder)
 
 
 class _Run:
@@ -117,9 +117,8 @@ class _Run:
         self._claim_folder(facts)  # only once all else has been found right
         compile_model(self.model, config, self.steps)
         if self.last_path.exists():
-            self.history = read_metadata(self.last_path)["training"]["history"]
-            # Weights, optimiser and step count; compiled objects in the file are not opened.
-            self.model.load_weights(self.last_path)
+            metadata = restore_model(self.model, self.last_path)
+            self.history = metadata["training"]["history"]
             self._write_history()  # a kill may have come between the two files
 
     @property

@@ -48,7 +48,8 @@ def load_run_data(folder: Path) -> tuple[dict, Splits]:
 def main(argv: Sequence[str] | None = None) -> None:
     options = parse(argv)
     record, splits = load_run_data(options.run)
-    model = load_model(options.run / ("last.keras" if options.last else "best.keras"))
+    file = "last.keras" if options.last else "best.keras"
+    model = load_model(options.run / file, compile=False)
     seen = SEEN_ACTIONS if splits.name == "cmu24" else ()
     tables = []
     for split in ("validation", "test"):

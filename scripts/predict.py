@@ -183,7 +183,7 @@ def read_people(options: argparse.Namespace) -> list[KeypointTrack]:
 def find_model(name: str) -> keras.Model:
     """A model out of a file, or one of the library by its name."""
     if Path(name).suffix or Path(name).is_file():
-        return load_model(name)
+        return load_model(name, compile=False)
     from keras_wsgcn.pretrained import load_pretrained
 
     return load_pretrained(name)

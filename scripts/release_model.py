@@ -16,7 +16,7 @@ from keras_wsgcn.data.cmu import SEEN_ACTIONS, load_cmu24, with_detector_trunk
 from keras_wsgcn.errors import InputError
 from keras_wsgcn.evaluation import evaluate, headline, table_by
 from keras_wsgcn.files import write_json, write_text
-from keras_wsgcn.saving import load_model
+from keras_wsgcn.saving import load_model, read_metadata
 
 FOLDER = Path(pretrained.__file__).parent
 NOISES_PX = (0.0, 5.0, 10.0)
@@ -102,8 +102,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parser.parse_args(argv)
     if not (options.run / "best.keras").is_file():
         raise InputError(f"`run` must be the folder of a run. Received: run={str(options.run)!r}")
-    model = load_model(options.run / "best.keras")
-    last = load_model(options.run / "last.keras").metadata["training"]
+    model = load_model(options.run / "best.keras", compile=False)
+    last = read_metadata(options.run / "last.keras")["training"]
     best = model.metadata["training"]
     config = json.loads((options.run / "config.json").read_text(encoding="utf-8"))
     if config["data"]["name"] != "cmu24":

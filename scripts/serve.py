@@ -72,7 +72,7 @@ def stand_in(folder: Path, name: str, ports: dict[str, int]) -> None:
     from keras_wsgcn.serving.stand_in import StandIn
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
-    with StandIn(folder, **ports) as server:
+    with StandIn(folder, rest_port=ports["rest_port"], grpc_port=ports["grpc_port"]) as server:
         print(
             f"stand-in for TensorFlow Serving: REST on port {server.rest_port}, gRPC on port "
             f"{server.grpc_port}; not for production. Ctrl-C ends it."

@@ -90,9 +90,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             command += ["--name", name, "--compare", options.model]
             output = options.folder / f"poses_{'rest' if protocol == 'http' else protocol}.npz"
             subprocess.run([*command, "-o", str(output)], check=True)
-    print(
-        "\nTensorFlow Serving itself takes the same folder; see `python scripts/serve.py --help`."
-    )
+    print("\nTensorFlow Serving itself takes the same folder; python scripts/serve.py --help")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ PACKAGE = ROOT / "keras_wsgcn"
 
 # Each module knows only those before it, and the data modules no model.
 PLAIN = ("errors", "files", "markdown", "records", "skeletons", "schemes", "budget")
-KERAS = ("ops", "layers", "models", "saving")
+KERAS = ("ops", "layers", "models", "hdf5", "screening", "saving")
 DATA = (
     "data.cameras", "data.human36m_cameras", "data.views", "data.archive", "data.poses",
     "data.activities", "data.bodies",
@@ -45,7 +45,7 @@ def allowed(name):
     if name in PLAIN:
         return PLAIN[: PLAIN.index(name)]
     if name in KERAS:
-        return (*PLAIN, *KERAS[: KERAS.index(name)])
+        return (*PLAIN, *KERAS[: KERAS.index(name)], *(["metrics"] if name == "saving" else []))
     if name == "metrics":
         return PLAIN
     if name in DATA:

@@ -6,17 +6,21 @@ import numpy as np
 import pytest
 from testing import BACKENDS, run_python
 
-from keras_wsgcn import InputError, Scheme, Skeleton, build_model, load_model, save_model
+from keras_wsgcn import MPJPE, InputError, Scheme, Skeleton, build_model, load_model, save_model
 from keras_wsgcn.saving import read_metadata
 
-PREDICT_ELSEWHERE = """
+GO_ON_ELSEWHERE = """
 import sys, numpy as np, keras, keras_wsgcn
 x = np.load(sys.argv[1])
 ours = keras_wsgcn.load_model(sys.argv[2])
 plain = keras.saving.load_model(sys.argv[2])
-np.savez(sys.argv[3], ours=ours.predict(x, verbose=0), plain=plain.predict(x, verbose=0))
-plain.fit(x, np.zeros((5, 16, 3)), verbose=0)
-assert int(plain.optimizer.iterations) == 3
+state = [keras.ops.convert_to_numpy(variable) for variable in ours.optimizer.variables]
+found = {f"state{number}": value for number, value in enumerate(state)}
+predicted = dict(ours=ours.predict(x, verbose=0), plain=plain.predict(x, verbose=0))
+for model in (ours, plain):
+    model.fit(x, np.zeros((5, 16, 3)), verbose=0)
+    assert int(model.optimizer.iterations) == 3
+np.savez(sys.argv[3], **predicted, **found)
 """
 
 
@@ -32,19 +36,23 @@ def model(rng):
 
 
 @pytest.mark.parametrize("reader", BACKENDS)
-def test_a_file_predicts_the_same_on_every_backend(reader, model, rng, tmp_path):
+def test_a_file_goes_on_the_same_on_every_backend(reader, model, rng, tmp_path):
     """One row of the nine pairs: this process saves, each backend reads, and trains on."""
     x = rng.uniform(-1, 1, (5, 16, 2)).astype("float32")
     np.save(tmp_path / "x.npy", x)
-    model.compile(keras.optimizers.Adam(global_clipnorm=1.0), "mse")
+    model.compile(keras.optimizers.Adam(global_clipnorm=1.0), "mse", metrics=[MPJPE()])
     model.fit(x, np.zeros((5, 16, 3)), epochs=2, verbose=0)
     save_model(model, tmp_path / "m.keras")
     expected = model.predict(x, verbose=0)
     arguments = [str(tmp_path / name) for name in ("x.npy", "m.keras", "y.npz")]
-    run_python(PREDICT_ELSEWHERE, *arguments, backend=reader)
+    run_python(GO_ON_ELSEWHERE, *arguments, backend=reader)
     with np.load(tmp_path / "y.npz") as got:
         np.testing.assert_allclose(got["ours"], expected, atol=1e-5)
         np.testing.assert_allclose(got["plain"], expected, atol=1e-5)
+        assert len(got.files) == 2 + len(model.optimizer.variables)
+        for number, variable in enumerate(model.optimizer.variables):
+            here = keras.ops.convert_to_numpy(variable)
+            np.testing.assert_array_equal(got[f"state{number}"], here)
 
 
 def test_metadata_travels_inside(model, tmp_path):

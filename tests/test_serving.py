@@ -102,7 +102,7 @@ def test_what_the_server_refuses_is_one_clear_error(protocol, addresses):
 
 @pytest.mark.parametrize("protocol", ["http", "grpc"])
 def test_nobody_there_is_one_clear_error(protocol):
-    with pytest.raises(ServingError, match="gave no answer|UNAVAILABLE|DEADLINE"):
+    with pytest.raises(ServingError, match=r"gave no answer|UNAVAILABLE|DEADLINE"):
         connect(f"{protocol}://127.0.0.1:9", "lifter", timeout=5)
 
 
@@ -129,7 +129,7 @@ def test_a_client_refuses_other_joints(addresses):
         client.lift(np.zeros((2, 17, 2)), SIZE)
 
 
-# --- the server's side of REST -----------------------------------------------------------------------
+# --- the server's side of REST -------------------------------------------------------------------
 
 
 def test_status_and_metadata(server):

@@ -105,7 +105,7 @@ def export(
     chosen = _checked_options(path, format, signature, quantize, data)
     check_packages(format)
     if isinstance(model, str | os.PathLike):
-        model = load_model(model)
+        model = load_model(model, compile=False)
     describe(model)  # refuses what is no lifting model
     inputs = _random_inputs(model.input_shape[1], chosen)
     if data is not None:

@@ -189,7 +189,7 @@ def run_job(job: dict[str, Any]) -> None:
         for key in arrays.files:
             case, argument = key.rsplit("/", 1)
             inputs.setdefault(case, {})[argument] = arrays[key]
-    model = inference_model(load_model(job["model"]))
+    model = inference_model(load_model(job["model"], compile=False))
     WRITERS[job["format"]](model, target, {**job, "inputs": inputs})
     runtimes: dict[str, Callable] = {}
     predicted = {}
