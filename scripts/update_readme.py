@@ -28,6 +28,7 @@ BUDGETS = (4.2e6, 2.1e6, 1.05e6)
 STUDIES = ROOT / "studies"
 RESULTS = STUDIES / "results" / "cmu24_recipe.csv"
 STEPS = STUDIES / "results" / "training_step.csv"
+PARITY = STUDIES / "results" / "export_parity.csv"
 
 
 def schemes_table() -> str:
@@ -82,7 +83,22 @@ def steps_table() -> str:
     return markdown.table(["scheme", "channels", *table.columns], rows)
 
 
-BLOCKS = {"schemes": schemes_table, "results": results_table, "steps": steps_table}
+def parity_table() -> str:
+    frame = pd.read_csv(PARITY)
+    table = frame.pivot_table("parity_m", "scheme", "format", aggfunc="max", sort=False) * 1e6
+    rows = [
+        [f"`{scheme}`", *(f"{value:.1f}" for value in row)]
+        for scheme, row in zip(table.index, table.to_numpy(), strict=True)
+    ]
+    return markdown.table(["scheme", *table.columns], rows)
+
+
+BLOCKS = {
+    "schemes": schemes_table,
+    "results": results_table,
+    "steps": steps_table,
+    "parity": parity_table,
+}
 
 
 def updated(text: str) -> str:

@@ -21,6 +21,7 @@ WARMUP_FILE = "assets.extra/tf_serving_warmup_requests"
 _WARMUP_BATCHES = (1, 64)
 _ONNX_OPSET = 18
 _CHUNK = 1024
+_NEXT_TO_NOTHING = 1e-30  # metres: vanishes in any sum
 
 # Kernels that every build of TensorFlow has, the server's among them: arithmetic of the models,
 # and what every SavedModel holds to save and restore variables, even if it has none.
@@ -155,6 +156,12 @@ def write_openvino(model: keras.Model, target: Path, job: dict[str, Any]) -> Non
 def write_litert(model: keras.Model, target: Path, job: dict[str, Any]) -> None:
     import tensorflow as tf
 
+    # The converter drops an addition of zeros, and then merges two reshapes into one with two
+    # unknown sizes, which no runtime opens. Of a model that was never trained, all biases are 0.
+    for layer in model.layers:
+        if getattr(layer, "bias", None) is not None:
+            bias = layer.bias.numpy()
+            layer.bias.assign(np.where(bias == 0, _NEXT_TO_NOTHING, bias))
     through = target.with_suffix(".savedmodel")
     _write_archive(model, through)
     converter = tf.lite.TFLiteConverter.from_saved_model(

@@ -1,0 +1,42 @@
+"""The scripts that check and time the exports, on a small model."""
+
+import benchmark_exports
+import check_exports
+import cli
+import keras
+import pandas as pd
+import pytest
+
+pytestmark = pytest.mark.skipif(
+    keras.backend.backend() != "tensorflow", reason="they start processes of their own"
+)
+SMALL = ["--budget", "2e4", "--backends", "tensorflow"]
+
+
+def test_the_parity_table(tmp_path, capsys):
+    output = tmp_path / "parity.csv"
+    arguments = [*SMALL, "--schemes", "post_agg", "--formats", "onnx", "--output", str(output)]
+    assert cli.run(check_exports.main, arguments) == 0
+    frame = pd.read_csv(output)
+    assert list(frame["format"]) == ["onnx", "keras on tensorflow"]
+    assert (frame["parity_m"] < 1e-5).all()
+    assert frame["parity_m"].iloc[0] > 0
+    assert "post_agg" in capsys.readouterr().out
+
+
+def test_a_difference_is_a_status(monkeypatch):
+    rows = [{"scheme": "s", "saved_by": "b", "format": "f", "parity_m": value} for value in (0, 1)]
+    monkeypatch.setattr(check_exports, "measure", lambda options: pd.DataFrame(rows))
+    assert check_exports.main([]) == 1
+    monkeypatch.setattr(check_exports, "measure", lambda options: pd.DataFrame(rows[:1]))
+    assert check_exports.main([]) == 0
+
+
+@pytest.mark.slow
+def test_the_benchmark(tmp_path):
+    output = tmp_path / "speed.csv"
+    arguments = [*SMALL, "--rounds", "1", "--output", str(output)]
+    assert cli.run(benchmark_exports.main, arguments) == 0
+    frame = pd.read_csv(output).set_index("runtime")
+    assert {"savedmodel", "onnx", "litert int8", "keras tensorflow"} <= set(frame.index)
+    assert (frame["p99_ms"] >= frame["median_ms"]).all()
