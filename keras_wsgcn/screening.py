@@ -9,7 +9,7 @@ import os
 import re
 import stat
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -152,14 +152,14 @@ def refusal(path: Path, problem: object) -> InputError:
 # --- the archive ---------------------------------------------------------------------------------
 
 
-def _read_members(path: Path, wanted: Any) -> dict[str, bytes]:
+def _read_members(path: Path, wanted: Collection[str]) -> dict[str, bytes]:
     try:
         # Not to wait for a pipe that nobody writes to.
         with open(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb") as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise Refused("it is no regular file")
             with zipfile.ZipFile(file) as archive:
-                _check_members(archive.infolist())
+                _check_members(archive.infolist(), wanted)
                 return {name: archive.read(name) for name in wanted}
     except Refused:
         raise
@@ -167,10 +167,10 @@ def _read_members(path: Path, wanted: Any) -> dict[str, bytes]:
         raise Refused(f"it cannot be read ({type(error).__name__}: {error})") from None
 
 
-def _check_members(found: list[zipfile.ZipInfo]) -> None:
+def _check_members(found: list[zipfile.ZipInfo], wanted: Collection[str]) -> None:
     names = sorted(member.filename for member in found)
-    if names != sorted(MEMBERS):
-        missing = sorted(set(MEMBERS) - set(names))
+    missing = sorted(set(wanted) - set(names))
+    if missing or len(set(names)) < len(names) or not set(names) <= set(MEMBERS):
         what = f"it lacks {missing}" if missing else f"its members are {names[:10]}"
         raise Refused(f"{what}; there must be {sorted(MEMBERS)}, each once")
     for member in found:
