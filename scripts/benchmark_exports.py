@@ -1,10 +1,10 @@
 """Times the exports of a model in their own runtimes, and Keras itself on every backend.
 
 Latency of one pose, median and 99th percentile over all calls, and throughput at each batch size
-from the median call. Every candidate is a process of its own; all run on the same cores and take
-turns, so that a noisy machine is noisy for all. `keras jax` and so on are the model compiled by
-its backend (eager under torch) and called directly; `predict` is `model.predict`, which makes a
-data set of each call.
+from the median call. Every candidate is a process of its own, bound to its cores; only one computes
+at a time, and all take turns, so that a noisy machine is noisy for all. `keras jax` and so on are
+the model compiled by its backend (eager under torch) and called directly; `predict` is
+`model.predict` in batches of 1024, which makes a data set of each call.
 """
 
 import argparse
@@ -35,7 +35,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=7, help="default: 7")
     parser.add_argument("--backends", nargs="+", choices=BACKENDS, help="default: those installed")
     parser.add_argument("--output", type=Path, help="CSV to write")
-    parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--worker", nargs=3, help=argparse.SUPPRESS)
     return parser.parse_args(argv)
 
 
@@ -53,13 +53,17 @@ def lifter(kind: str, path: str, threads: int) -> Callable[[np.ndarray], object]
 
     from keras_wsgcn import load_model
 
-    model = load_model(path, compile=False)
+    model, backend = load_model(path, compile=False), keras.backend.backend()
+    if backend == "torch":
+        import torch
+
+        torch.set_num_threads(threads)  # it counts the machine's cores, not the process's
     if kind == "predict":
-        return lambda pose2d: model.predict(pose2d, verbose=0)
-    return direct(model, keras.backend.backend(), threads)
+        return lambda pose2d: model.predict(pose2d, batch_size=1024, verbose=0)
+    return direct(model, backend)
 
 
-def direct(model, backend: str, threads: int) -> Callable[[np.ndarray], object]:
+def direct(model, backend: str) -> Callable[[np.ndarray], object]:
     if backend == "tensorflow":
         import tensorflow as tf
 
@@ -75,8 +79,6 @@ def direct(model, backend: str, threads: int) -> Callable[[np.ndarray], object]:
         return lambda pose2d: np.asarray(jitted(weights, others, pose2d))
     import torch
 
-    torch.set_num_threads(threads)
-
     def predict(pose2d: np.ndarray) -> np.ndarray:
         with torch.no_grad():
             return model(torch.from_numpy(pose2d), training=False).numpy()
@@ -85,15 +87,22 @@ def direct(model, backend: str, threads: int) -> Callable[[np.ndarray], object]:
 
 
 def work(options: argparse.Namespace) -> None:
-    kind, path = options.worker
+    kind, path, number = options.worker
     if hasattr(os, "sched_setaffinity"):  # not on macOS
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: options.cores])
+        # Before the runtime is imported, which makes as many threads as there are cores.
+        cores = sorted(os.sched_getaffinity(0))
+        first = int(number) * options.cores % max(len(cores) - options.cores + 1, 1)
+        os.sched_setaffinity(0, cores[first : first + options.cores])
     predict = lifter(kind, path, options.cores)
     rng = np.random.default_rng(0)
+    poses = {n: rng.uniform(-1, 1, (8, n, 16, 2)).astype("float32") for n in BATCHES}
+    for inputs in poses.values():  # a backend may compile for each size
+        predict(inputs[0])
+    print("ready", flush=True)
     for line in sys.stdin:
         question = json.loads(line)
-        inputs = rng.uniform(-1, 1, (8, question["poses"], 16, 2)).astype("float32")
-        for pose2d in inputs[:3]:
+        inputs = poses[question["poses"]]
+        for pose2d in inputs[:2]:
             predict(pose2d)
         times = []
         for call in range(question["calls"]):
@@ -109,24 +118,31 @@ def work(options: argparse.Namespace) -> None:
 class Worker:
     """A process that times one candidate when it is told to."""
 
-    def __init__(self, kind: str, path: Path, backend: str, options: argparse.Namespace):
+    def __init__(self, number: int, kind: str, path: Path, backend: str, cores: int):
         environment = {**os.environ, "KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3"}
-        command = [sys.executable, __file__, "--worker", kind, str(path)]
-        command += ["--cores", str(options.cores)]
+        command = [sys.executable, __file__, "--worker", kind, str(path), str(number)]
+        command += ["--cores", str(cores)]
         self.name, self.slow = f"{kind} {backend}", kind == "predict"
         self.process = subprocess.Popen(
             command, env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
 
+    def wait(self) -> None:
+        """Until its runtime is imported and has computed once."""
+        self._read("ready")
+
     def time(self, poses: int, calls: int) -> list[float]:
         assert self.process.stdin is not None
-        assert self.process.stdout is not None
         calls = min(calls, SLOW_CALLS) if self.slow else calls
         self.process.stdin.write(json.dumps({"poses": poses, "calls": calls}) + "\n")
         self.process.stdin.flush()
+        return json.loads(self._read('{"ms"'))["ms"]
+
+    def _read(self, beginning: str) -> str:
+        assert self.process.stdout is not None
         for line in self.process.stdout:
-            if line.startswith('{"ms"'):
-                return json.loads(line)["ms"]
+            if line.startswith(beginning):
+                return line
         raise ChildProcessError(f"the worker of {self.name} ended")
 
     def end(self) -> None:
@@ -137,13 +153,17 @@ class Worker:
 
 def candidates(options: argparse.Namespace, folder: Path) -> dict[str, tuple[str, Path, str]]:
     """What is timed: a name, and the kind, file and backend of its worker."""
-    from keras_wsgcn import build_model, save_model
+    from check_exports import trained_like
+
+    from keras_wsgcn import save_model
     from keras_wsgcn.exporting import FORMATS, export
 
-    model = build_model(options.scheme, budget=options.budget)
+    poses = np.random.default_rng(0).uniform(-1, 1, (1024, 16, 2)).astype("float32")
+    model = trained_like(options.scheme, options.budget, poses)
     save_model(model, folder / "model.keras")
     found = {}
     for name, form in FORMATS.items():
+        say(f"exporting to {name}")
         done = export(model, folder / f"model{form.suffix}", format=name)
         # TensorFlow is the one runtime that Keras may hold too: not beside another backend's.
         found[name] = ("export", done.path, "tensorflow")
@@ -161,9 +181,16 @@ def measure(options: argparse.Namespace) -> pd.DataFrame:
 
     with tempfile.TemporaryDirectory() as scratch:
         found = candidates(options, Path(scratch))
-        workers = {name: Worker(*what, options) for name, what in found.items()}
+        workers = {
+            name: Worker(number, *what, options.cores)
+            for number, (name, what) in enumerate(found.items())
+        }
+        say(f"starting {len(workers)} processes")
+        for worker in workers.values():
+            worker.wait()
         times: dict[tuple[str, int], list[float]] = {(n, b): [] for n in workers for b in BATCHES}
-        for _ in range(options.rounds):
+        for number in range(options.rounds):
+            say(f"round {number + 1} of {options.rounds}")
             for poses, calls in BATCHES.items():
                 for name, worker in workers.items():
                     times[name, poses] += worker.time(poses, calls)
@@ -178,6 +205,10 @@ def measure(options: argparse.Namespace) -> pd.DataFrame:
         rows.append({**row, "scheme": options.scheme, "cores": options.cores})
     facts = {key: environment()[key] for key in ("machine", "keras")}
     return pd.DataFrame(rows).assign(**facts, **versions()).round(4)
+
+
+def say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def versions() -> dict[str, str]:

@@ -29,6 +29,7 @@ STUDIES = ROOT / "studies"
 RESULTS = STUDIES / "results" / "cmu24_recipe.csv"
 STEPS = STUDIES / "results" / "training_step.csv"
 PARITY = STUDIES / "results" / "export_parity.csv"
+EXPORT_SPEED = STUDIES / "results" / "export_speed.csv"
 
 
 def schemes_table() -> str:
@@ -93,11 +94,24 @@ def parity_table() -> str:
     return markdown.table(["scheme", *table.columns], rows)
 
 
+def exports_table() -> str:
+    frame = pd.read_csv(EXPORT_SPEED)
+    rows = [
+        [row["runtime"], f"{row['median_ms']:.2f}", f"{row['p99_ms']:.2f}"]
+        + [f"{row[f'poses_per_s_at_{poses}']:,}" for poses in (1, 64, 1024)]
+        for _, row in frame.iterrows()
+    ]
+    columns = ["runtime", "one pose, median ms", "99th percentile ms"]
+    columns += [f"poses/s at {poses}" for poses in (1, 64, 1024)]
+    return markdown.table(columns, rows)
+
+
 BLOCKS = {
     "schemes": schemes_table,
     "results": results_table,
     "steps": steps_table,
     "parity": parity_table,
+    "exports": exports_table,
 }
 
 
