@@ -128,19 +128,20 @@ class GraphConv(keras.layers.Layer):
                 autocast=False,  # the softmax wants full precision
             )
         else:
-            matrix = graph_ops.mixing_matrix(self.contraction, self.skeleton.affinity)
-            # A compiled backend takes the array as a constant; torch runs eagerly, and would copy
-            # it to the device at every call.
-            eager = keras.backend.backend() == "torch"
-            self._mixing = ops.convert_to_tensor(matrix, self.compute_dtype) if eager else matrix
+            matrices = graph_ops.mixing_matrices(self.contraction, self.skeleton.affinity)
+            if keras.backend.backend() == "torch":
+                # A compiled backend takes the arrays as constants; torch runs eagerly, and would
+                # copy them to the device at every call.
+                matrices = [ops.convert_to_tensor(m, self.compute_dtype) for m in matrices]
+            self._mixing = matrices
         self.built = True
 
     def call(self, inputs):
         if self.affinity == "learned":
-            mixing = graph_ops.learned_mixing_matrix(self.contraction, self.affinity_logits)
-            mixing = ops.cast(mixing, self.compute_dtype)
+            mixing = graph_ops.learned_mixing_matrices(self.contraction, self.affinity_logits)
+            mixing = [ops.cast(matrix, self.compute_dtype) for matrix in mixing]
         else:
-            mixing = ops.convert_to_tensor(self._mixing, self.compute_dtype)
+            mixing = [ops.convert_to_tensor(m, self.compute_dtype) for m in self._mixing]
         x = inputs if self.joints_axis == 0 else ops.transpose(inputs, (1, 0, 2))
         x = graph_ops.graph_conv(x, ops.convert_to_tensor(self.kernel), mixing, self.contraction)
         if self.bias is not None:
@@ -173,6 +174,27 @@ class GraphConv(keras.layers.Layer):
             }
         )
         return config
+
+
+@keras.saving.register_keras_serializable(package="keras_wsgcn")
+class BatchNormalization(keras.layers.BatchNormalization):
+    """Keras's batch normalisation over the last axis; in training under torch by torch's kernel.
+
+    PyTorch runs each operation by itself, and Keras's are a dozen passes over the activations: a
+    training step of `pre_agg_decoupled` at 4.2 M parameters takes 115 instead of 86 ms.
+    """
+
+    def call(self, inputs, training=None, mask=None):
+        last = self.axis in (-1, len(inputs.shape) - 1)
+        plain = last and self.center and self.scale and not self.renorm and mask is None
+        if not (keras.backend.backend() == "torch" and training and self.trainable and plain):
+            return super().call(inputs, training=training, mask=mask)
+        outputs, mean, variance = graph_ops.torch_batch_norm(
+            inputs, self.gamma.value, self.beta.value, self.epsilon
+        )
+        for moving, new in ((self.moving_mean, mean), (self.moving_variance, variance)):
+            moving.assign(moving * self.momentum + new * (1.0 - self.momentum))
+        return ops.cast(outputs, self.compute_dtype)
 
 
 @keras.saving.register_keras_serializable(package="keras_wsgcn")
@@ -242,7 +264,7 @@ class GraphNonLocal(keras.layers.Layer):
         inner = channels // 2
         self.theta, self.phi, self.g = (self._linear(inner, n) for n in ("theta", "phi", "g"))
         self.output_map = self._linear(channels, "output_map")
-        self.normalization = keras.layers.BatchNormalization(
+        self.normalization = BatchNormalization(
             momentum=self.momentum,
             epsilon=self.epsilon,
             gamma_initializer="zeros",

@@ -8,7 +8,7 @@ import keras
 from keras_wsgcn import schemes, skeletons
 from keras_wsgcn.budget import AFFINITIES, solve_channels
 from keras_wsgcn.errors import InputError, check_choice, check_integer, check_number
-from keras_wsgcn.layers import GraphConv, GraphNonLocal, SwapBatchAndJoints
+from keras_wsgcn.layers import BatchNormalization, GraphConv, GraphNonLocal, SwapBatchAndJoints
 from keras_wsgcn.schemes import Scheme
 from keras_wsgcn.skeletons import Skeleton
 
@@ -110,7 +110,7 @@ def build_model(
 
     def layer(x, name):
         x = conv(x, channels, name)
-        x = keras.layers.BatchNormalization(momentum=0.9, epsilon=1e-5, name=f"{name}_norm")(x)
+        x = BatchNormalization(momentum=0.9, epsilon=1e-5, name=f"{name}_norm")(x)
         x = keras.layers.ReLU(name=f"{name}_relu")(x)
         return keras.layers.Dropout(dropout, name=f"{name}_dropout")(x) if dropout else x
 

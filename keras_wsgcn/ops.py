@@ -10,22 +10,23 @@ from keras import ops
 from keras_wsgcn.schemes import Contraction
 
 
-def mixing_matrix(contraction: Contraction, affinity: np.ndarray) -> np.ndarray:
-    """The matrix that mixes joints, from a fixed affinity, as NumPy float64.
+def mixing_matrices(contraction: Contraction, affinity: np.ndarray) -> list[np.ndarray]:
+    """For each part the matrix that mixes joints, from a fixed affinity, as NumPy float64.
 
     Args:
         contraction: the order of computing.
         affinity: `(joints, joints)`, rows are targets.
 
     Returns:
-        `(joints, products)` where the transform comes first, else `(products, joints)`.
+        Arrays shaped like `contraction.mixing_edges`.
     """
     target, source = contraction.skeleton.edges.T
     # The entry behind the last edge is the zero that -1 points to.
-    return np.append(affinity[target, source], 0.0)[contraction.mixing_edges]
+    weights = np.append(affinity[target, source], 0.0)
+    return [weights[edges] for edges in contraction.mixing_edges]
 
 
-def learned_mixing_matrix(contraction: Contraction, logits):
+def learned_mixing_matrices(contraction: Contraction, logits) -> list:
     """The same from logits: a softmax over the whole neighbourhood of each target.
 
     Args:
@@ -33,7 +34,7 @@ def learned_mixing_matrix(contraction: Contraction, logits):
         logits: `(edges,)` floating-point tensor, in the order of `Skeleton.edges`.
 
     Returns:
-        The matrix, in the dtype of `logits`.
+        The matrices, in the dtype of `logits`.
     """
     skeleton = contraction.skeleton
     target, source = skeleton.edges.T
@@ -44,13 +45,23 @@ def learned_mixing_matrix(contraction: Contraction, logits):
     affinity = ops.softmax(ops.take(ops.concatenate([logits, outside]), edge_at), axis=-1)
     weights = ops.take(ops.reshape(affinity, (-1,)), target * skeleton.num_joints + source)
     weights = ops.concatenate([weights, ops.zeros((1,), dtype=weights.dtype)])
-    return ops.take(weights, contraction.mixing_edges % (len(target) + 1))
+    return [ops.take(weights, edges % (len(target) + 1)) for edges in contraction.mixing_edges]
 
 
 def mix_joints(matrix, x):
-    """`y_i = sum over j of matrix_ij * x_j`: `(rows, joints)`, `(joints, batch, channels)`."""
+    """`y_i = sum over j of matrix_ij * x_j` of `(joints, batch, channels)`.
+
+    Args:
+        matrix: `(rows, joints)`, or `(joints,)` for a diagonal one.
+        x: `(joints, batch, channels)`.
+
+    Returns:
+        `(rows, batch, channels)`.
+    """
+    if len(matrix.shape) == 1:
+        return x * matrix[:, None, None]
     channels = x.shape[-1]
-    flat = ops.reshape(x, (matrix.shape[1], -1))  # the axis of `x` itself may not be static
+    flat = ops.reshape(x, (matrix.shape[1], -1))  # the axis of `x` may not be static
     return ops.reshape(ops.matmul(matrix, flat), (matrix.shape[0], -1, channels))
 
 
@@ -60,31 +71,42 @@ def graph_conv(x, kernel, mixing, contraction: Contraction):
     Args:
         x: `(joints, batch, in)`.
         kernel: `(parts, *lead, in, out)`.
-        mixing: the mixing matrix of `contraction`, in the dtype of `x`.
+        mixing: the mixing matrices of `contraction`, in the dtype of `x`.
         contraction: the order of computing.
 
     Returns:
         `(joints, batch, out)`.
     """
-    kernels = ops.unstack(kernel, axis=0)
-    if contraction.transform_first:
-        parts = [x] * len(kernels)
-    else:
-        parts = [mix_joints(mixing, x)]
-        if contraction.part_starts:
-            # Not sliced: TensorFlow's gradient of a slice pads it to the whole with zeros.
-            parts = ops.split(parts[0], contraction.part_starts, axis=0)
-    products = [
-        _multiply(part, part_kernel, len(rows), *gather)
-        for part, part_kernel, rows, gather in zip(
-            parts, kernels, contraction.products, contraction.gathers, strict=True
-        )
-    ]
-    if contraction.transform_first:
-        return mix_joints(mixing, _concatenate(products))
-    if contraction.summing is None:
-        return sum(products[1:], start=products[0])
-    return mix_joints(ops.convert_to_tensor(contraction.summing, x.dtype), _concatenate(products))
+    total = None
+    for part, part_kernel in enumerate(ops.unstack(kernel, axis=0)):
+        gather, count = contraction.gathers[part], len(contraction.products[part])
+        if contraction.transform_first:
+            y = mix_joints(mixing[part], _multiply(x, part_kernel, count, *gather))
+        else:
+            y = _multiply(mix_joints(mixing[part], x), part_kernel, count, *gather)
+            if contraction.summing[part] is not None:
+                y = mix_joints(ops.convert_to_tensor(contraction.summing[part], x.dtype), y)
+        total = y if total is None else total + y
+    return total
+
+
+def torch_batch_norm(x, scale, offset, epsilon: float):
+    """Batch normalisation over the last axis by torch's own kernel.
+
+    Args:
+        x: `(..., channels)` torch tensor.
+        scale: `(channels,)`.
+        offset: `(channels,)`.
+        epsilon: added to the variance.
+
+    Returns:
+        The normalised tensor, and mean and variance of the batch, `(channels,)`; all float32.
+    """
+    import torch
+
+    flat = ops.cast(ops.reshape(x, (-1, x.shape[-1])), "float32")
+    y, mean, inverse = torch.native_batch_norm(flat, scale, offset, None, None, True, 0.0, epsilon)
+    return ops.reshape(y, x.shape), mean.detach(), inverse.detach() ** -2 - epsilon
 
 
 def _multiply(x, kernel, count: int, joints: np.ndarray | None, kernels: np.ndarray | None):
@@ -97,7 +119,3 @@ def _multiply(x, kernel, count: int, joints: np.ndarray | None, kernels: np.ndar
     if kernels is not None:
         kernel = ops.take(kernel, kernels, axis=0)
     return ops.matmul(x, kernel)
-
-
-def _concatenate(tensors: list):
-    return tensors[0] if len(tensors) == 1 else ops.concatenate(tensors, axis=0)

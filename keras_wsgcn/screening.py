@@ -37,7 +37,7 @@ _ACTIVATIONS = (
     "linear", "relu", "relu6", "leaky_relu", "elu", "selu", "gelu", "silu", "swish", "tanh",
     "sigmoid", "hard_sigmoid", "softplus", "softsign", "softmax", "exponential", "mish",
 )  # fmt: skip
-_OURS = ("GraphConv", "GraphNonLocal", "SwapBatchAndJoints")
+_OURS = ("GraphConv", "BatchNormalization", "GraphNonLocal", "SwapBatchAndJoints")
 
 Record = tuple[str | None, str, str | None]
 

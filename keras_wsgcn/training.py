@@ -7,14 +7,13 @@ every random choice is a function of (seed, epoch): a run that was killed ends l
 import functools
 import importlib
 import json
-import math
 import os
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import keras
 import numpy as np
@@ -22,6 +21,7 @@ import pandas as pd
 
 from keras_wsgcn import metrics, skeletons
 from keras_wsgcn.data.poses import PoseDataset, Splits
+from keras_wsgcn.epochs import Epochs
 from keras_wsgcn.errors import InputError
 from keras_wsgcn.files import write_json, write_text
 from keras_wsgcn.recipes import TrainConfig, compile_model
@@ -113,6 +113,7 @@ class _Run:
         self.steps = len(data.train) // config.batch_size
         self.best_path, self.last_path = folder / "best.keras", folder / "last.keras"
         self.history: list[dict[str, Any]] = []
+        self.epochs: Epochs | None = None
         self.model = config.build_model()
         self._claim_folder(facts)  # only once all else has been found right
         compile_model(self.model, config, self.steps)
@@ -159,20 +160,15 @@ class _Run:
         """Trains one epoch and saves it; returns its row of the history."""
         began = time.perf_counter()
         logs = self._fit_epoch()
-        rate = float(self.model.optimizer.learning_rate)
         predicted = predict(self.model, self.data.validation.pose2d)
-        if not (math.isfinite(logs["loss"]) and np.isfinite(predicted).all()):
-            raise DivergenceError(
-                f"The loss is no longer finite in epoch {self.epoch + 1} (loss={logs['loss']}, "
-                f"learning rate {rate:.3g}). The last good epoch is "
-                f"{self.last_path if self.epoch else 'none'}."
-            )
+        if not np.isfinite(predicted).all():
+            self._refuse_to_go_on(self.steps - 1)
         row = {
             "epoch": self.epoch + 1,
             "loss": logs["loss"],
             "mpjpe_mm": logs["mpjpe_mm"],
             "val_mpjpe_mm": subject_mean_mm(self.data.validation, predicted),
-            "learning_rate": rate,
+            "learning_rate": float(self.model.optimizer.learning_rate),
             "seconds": round(time.perf_counter() - began, 3),
         }
         self.history.append(row)
@@ -187,16 +183,24 @@ class _Run:
         train, size = self.data.train, self.config.batch_size
         rng = np.random.default_rng([self.config.seed, self.epoch])
         rows = rng.permutation(len(train))[: self.steps * size]
-        history = self.model.fit(
-            train.pose2d[rows],
-            train.pose3d[rows],
-            batch_size=size,
-            shuffle=False,
-            verbose=0,
-            # Not before `fit`: the first one builds the model, which draws random numbers.
-            callbacks=[keras.callbacks.LambdaCallback(lambda *_: _seed_dropout(self.model, rng))],
+        if self.epochs is None:
+            self.epochs = Epochs(self.model, train.pose2d, train.pose3d, size)
+        _seed_dropout(self.model, rng)
+        logs, diverged = self.epochs.run(rows)
+        if diverged is not None:
+            self._refuse_to_go_on(diverged)
+        return logs
+
+    def _refuse_to_go_on(self, step: int) -> NoReturn:
+        """Says where training diverged, `step` being counted from 0 within the epoch."""
+        step += self.epoch * self.steps
+        rate = self.config.learning_rates(self.steps)
+        rate = float(rate(step)) if callable(rate) else rate
+        last = f"epoch {self.epoch} in {self.last_path}" if self.epoch else "none"
+        raise DivergenceError(
+            f"The loss is no longer finite at step {step + 1}, in epoch {self.epoch + 1}, at a "
+            f"learning rate of {rate:.3g}. The last good state: {last}."
         )
-        return {name: float(values[-1]) for name, values in history.history.items()}
 
     def _save(self, path: Path) -> None:
         training = {"config": self.config.get_config(), "data": self.data.name}

@@ -1,7 +1,11 @@
-"""Times one training step and one forward pass of every scheme, on every installed backend.
+"""Times training steps and forward passes of every scheme, on every installed backend.
 
-Each backend runs in a process of its own; all of them are alive at once and take turns, scheme by
-scheme, so that a machine that slows down slows down for all. Prints a table, writes a CSV.
+Beside them stand the limit, which is the same matrix products alone, and with --peer the training
+step of Any-GCN, from a checkout of it. Each backend is a process of its own; all are alive at once
+and take turns, so that a machine that slows down slows down for all. Prints a table, writes a CSV.
+
+`step` is one step inside `train()`, `fit` the same by Keras's own loop, `train` all that a user of
+`train()` waits for, with validation and saving, by step (--train-steps).
 """
 
 import argparse
@@ -24,30 +28,39 @@ from keras_wsgcn.files import write_text
 from keras_wsgcn.schemes import SCHEMES
 
 BACKENDS = ("tensorflow", "jax", "torch")
+MEASURES = {"ours": ("step", "fit", "forward", "products"), "peer": ("step", "forward")}
+ADAM_BYTES = 28  # a parameter: reads it, its gradient and two moments, writes all but the gradient
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--backends", nargs="+", choices=BACKENDS, help="default: those installed")
     parser.add_argument("--schemes", nargs="+", choices=SCHEMES, default=list(SCHEMES))
     size = parser.add_mutually_exclusive_group()
-    size.add_argument("--budget", type=float, default=1.05e6, help="default: %(default)g")
+    size.add_argument("--budget", type=float, default=4.2e6, help="default: %(default)g")
     size.add_argument("--channels", type=int)
-    parser.add_argument("--batch-size", type=int, default=256)
-    parser.add_argument("--repeats", type=int, default=7, help="rounds, of which the median counts")
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[64, 256, 1024])
+    parser.add_argument("--rounds", type=int, default=5, help="of which the median counts")
     parser.add_argument("--steps", type=int, default=4, help="steps timed together in a round")
+    parser.add_argument("--train-steps", type=int, default=0, help="of an epoch of `train()`")
+    parser.add_argument("--peer", type=Path, help="folder of a checkout of Any-GCN")
     parser.add_argument("--output", type=Path, help="CSV to write")
-    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args(argv)
 
 
 class Worker:
-    """A process that holds one backend and times what it is told to."""
+    """A process that times what it is told to."""
 
-    def __init__(self, backend: str, options: argparse.Namespace):
-        environment = {**os.environ, "KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3"}
-        command = [sys.executable, __file__, "--worker", "--batch-size", str(options.batch_size)]
-        command += ["--steps", str(options.steps)]
+    def __init__(self, name: str, options: argparse.Namespace):
+        self.measures = MEASURES["peer" if name == "peer" else "ours"]
+        environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
+        environment["KERAS_BACKEND"] = "torch" if name == "peer" else name
+        script = Path(__file__).with_name("benchmark_worker.py")
+        command = [sys.executable, str(script), str(options.steps)]
+        if name == "peer":
+            command.append(str(options.peer.resolve()))
         self.process = subprocess.Popen(
             command, env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
@@ -64,88 +77,72 @@ class Worker:
             f"`--backends` must be able to run. Received: a worker that ended with {question}"
         )
 
-
-def work(options: argparse.Namespace) -> None:
-    """The worker's loop: prepares a model, then times rounds of it."""
-    import keras
-    import numpy as np
-
-    from keras_wsgcn.recipes import TrainConfig, compile_model
-    from keras_wsgcn.training import environment
-
-    rng = np.random.default_rng(0)
-    poses = options.batch_size * options.steps
-    pose2d = rng.uniform(-1, 1, (poses, 16, 2)).astype("float32")
-    pose3d = rng.uniform(-1, 1, (poses, 16, 3)).astype("float32")
-    fit = {"batch_size": options.batch_size, "shuffle": False, "verbose": 0}
-    for line in sys.stdin:
-        question = json.loads(line)
-        if "scheme" in question:
-            keras.backend.clear_session()
-            config = TrainConfig(scheme=question["scheme"], channels=question["channels"])
-            model = config.build_model()
-            compile_model(model, config, steps_per_epoch=10_000)
-            began = time.perf_counter()
-            model.fit(pose2d, pose3d, **fit)
-            model.predict(pose2d, batch_size=options.batch_size, verbose=0)
-            answer = {"compile_s": time.perf_counter() - began, **environment()}
-        else:
-            began = time.perf_counter()
-            model.fit(pose2d, pose3d, **fit)
-            trained = time.perf_counter()
-            model.predict(pose2d, batch_size=options.batch_size, verbose=0)
-            ended = time.perf_counter()
-            answer = {
-                "train_ms": 1e3 * (trained - began) / options.steps,
-                "forward_ms": 1e3 * (ended - trained) / options.steps,
-            }
-        print(json.dumps(answer), flush=True)
+    def time(self) -> dict[str, float]:
+        # Threads of the worker before may spin for a while on the cores that this one needs.
+        time.sleep(0.3)
+        return {k: v for name in self.measures for k, v in self.ask(measure=name).items()}
 
 
 def measure(options: argparse.Namespace) -> pd.DataFrame:
-    installed = [name for name in BACKENDS if importlib.util.find_spec(name)]
-    workers = {name: Worker(name, options) for name in options.backends or installed}
+    names = options.backends or [name for name in BACKENDS if importlib.util.find_spec(name)]
+    workers = {
+        name: Worker(name, options) for name in [*names, *(["peer"] if options.peer else [])]
+    }
     rows = []
-    for scheme in options.schemes:
-        channels = options.channels or solve_channels(scheme, options.budget)
-        about = {name: w.ask(scheme=scheme, channels=channels) for name, w in workers.items()}
-        rounds = [{n: w.ask(time=True) for n, w in workers.items()} for _ in range(options.repeats)]
-        for backend, facts in about.items():
-            medians = {
-                key: round(statistics.median(one[backend][key] for one in rounds), 2)
-                for key in ("train_ms", "forward_ms")
-            }
-            rows.append(
-                {
-                    "scheme": scheme,
-                    "backend": backend,
-                    "channels": channels,
-                    "params": count_params(scheme, channels),
-                    "forward_mflop_per_pose": round(count_flops(scheme, channels) / 1e6, 2),
-                    "batch_size": options.batch_size,
-                    **medians,
-                    "poses_per_s": round(1e3 * options.batch_size / medians["train_ms"]),
-                    "compile_s": round(facts["compile_s"], 1),
-                    "device": facts["device"],
-                    "machine": facts["machine"],
-                    "keras": facts["keras"],
-                }
-            )
-            print(f"  {scheme} {backend}: {medians['train_ms']} ms", file=sys.stderr)
-    return pd.DataFrame(rows)
+    for batch in options.batch_sizes:
+        for scheme in options.schemes:
+            channels = options.channels or solve_channels(scheme, options.budget)
+            case = {"scheme": scheme, "channels": channels, "batch": batch}
+            about = {name: worker.ask(**case) for name, worker in workers.items()}
+            able = {name: w for name, w in workers.items() if "error" not in about[name]}
+            rounds = [{n: w.time() for n, w in able.items()} for _ in range(options.rounds)]
+            for name, facts in about.items():
+                times = [one[name] for one in rounds if name in one]
+                medians = {k: statistics.median(t[k] for t in times) for k in (times or [{}])[0]}
+                if options.train_steps and name != "peer":
+                    medians |= workers[name].ask(measure="train", steps=options.train_steps)
+                rows.append({**case, "runs": name, **sizes(scheme, channels), **medians, **facts})
+            say(rows[-len(about) :])
+    return pd.DataFrame(rows).round(3)
+
+
+def sizes(scheme: str, channels: int) -> dict[str, float]:
+    params = count_params(scheme, channels)
+    return {
+        "params": params,
+        "forward_mflop_per_pose": count_flops(scheme, channels) / 1e6,
+        "adam_mb": ADAM_BYTES * params / 1e6,
+    }
+
+
+def say(rows: list[dict]) -> None:
+    times = ", ".join(f"{row['runs']} {row.get('step_ms', float('nan')):.1f}" for row in rows)
+    print(
+        f"  {rows[0]['scheme']} batch {rows[0]['batch']}: {times} ms", file=sys.stderr, flush=True
+    )
+
+
+def table(frame: pd.DataFrame) -> pd.DataFrame:
+    """Milliseconds a step, and how the best of the backends compares with limit and peer."""
+    index = ["batch", "scheme", "channels"]
+    steps = frame.pivot_table("step_ms", index, "runs", sort=False)
+    limit = frame.groupby(index, sort=False)["products_ms"].min()
+    ours = steps.drop(columns="peer", errors="ignore")
+    steps.insert(0, "products alone", limit)
+    steps["share of their rate"] = limit / ours.min(axis=1)
+    if "peer" in steps:
+        steps["peer / best"] = steps["peer"] / ours.min(axis=1)
+        steps["peer / slowest"] = steps["peer"] / ours.max(axis=1)
+    return steps.round(2)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     options = parse(argv)
-    if options.worker:
-        return work(options)
     frame = measure(options)
-    print(f"\nOne training step, ms; batch {options.batch_size}, medians of {options.repeats}\n")
-    table = frame.pivot_table("train_ms", ["scheme", "channels"], "backend")
-    print(table.loc[options.schemes].to_string())
+    print(f"\nOne training step, ms; medians of {options.rounds}\n")
+    print(table(frame).to_string())
     if options.output:
         write_text(options.output, frame.to_csv(index=False))
-    return None
 
 
 if __name__ == "__main__":

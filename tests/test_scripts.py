@@ -3,12 +3,14 @@
 import json
 
 import benchmark
+import benchmark_worker
 import cli
 import evaluate as evaluate_command
 import pandas as pd
 import pytest
 import train as train_command
 
+from keras_wsgcn import SCHEMES, count_flops
 from keras_wsgcn.recipes import RECIPES, TrainConfig
 
 SMALL = [
@@ -124,15 +126,56 @@ def test_none_and_booleans_can_be_given():
     assert not hasattr(options, "dropout")
 
 
-def test_the_benchmark_times_a_step(tmp_path, capsys):
+PEER = """
+import torch
+class GCN(torch.nn.Module):
+    def __init__(self, adj, hid_dim, gcn_type, num_experts):
+        super().__init__()
+        assert adj.shape == (16, 16) and abs(adj.sum(1) - 1).max() < 1e-6
+        assert (gcn_type, num_experts) == ("preagg", 0)
+        self.layer = torch.nn.Linear(2, 3)
+    def forward(self, x):
+        return self.layer(x)
+"""
+
+
+def test_the_benchmark_times_backend_limit_and_peer(tmp_path, capsys):
     import keras
 
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "any_gcn.py").write_text(PEER)
     arguments = [
         "--backends", keras.backend.backend(), "--schemes", "pre_agg", "--channels", "4",
-        "--batch-size", "8", "--repeats", "2", "--steps", "1", "--output", str(tmp_path / "b.csv"),
+        "--batch-sizes", "8", "--rounds", "2", "--steps", "2", "--train-steps", "2",
+        "--peer", str(tmp_path), "--output", str(tmp_path / "b.csv"),
     ]  # fmt: skip
     assert cli.run(benchmark.main, arguments) == 0
-    row = pd.read_csv(tmp_path / "b.csv").iloc[0]
-    assert row["scheme"] == "pre_agg"
-    assert row["train_ms"] > 0
+    rows = pd.read_csv(tmp_path / "b.csv").set_index("runs")
+    ours, peer = rows.loc[keras.backend.backend()], rows.loc["peer"]
+    for name in ("step_ms", "fit_ms", "forward_ms", "products_ms", "train_ms", "compile_s"):
+        assert ours[name] > 0
+    assert ours["peak_mib"] > 10
+    assert peer["step_ms"] > 0
     assert "pre_agg" in capsys.readouterr().out
+
+
+@pytest.mark.plain
+def test_the_peer_s_names_follow_from_the_table():
+    names = {name: benchmark_worker.peer_name(scheme) for name, scheme in SCHEMES.items()}
+    assert names["full_sharing"] == "vanilla"
+    assert names["pre_agg_decoupled"] == "dc_preagg"
+    assert names["conv_style"] == "convst"
+    assert len(set(names.values())) == 8
+
+
+@pytest.mark.plain
+def test_the_limit_has_the_products_of_the_flop_count():
+    """Forward, for the inputs and for the kernels: three times the products alone."""
+    for scheme in SCHEMES.values():
+        flops = sum(
+            2 * n * rows * i * o
+            for layer in benchmark_worker.product_shapes(scheme, 32, 1)
+            for n, rows, i, o in layer
+        )
+        mixing = count_flops(scheme, 32) - flops
+        assert 0 < mixing < 0.7 * flops

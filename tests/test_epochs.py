@@ -1,0 +1,125 @@
+"""Epochs on the device compute what Keras's own `fit` computes."""
+
+import keras
+import numpy as np
+import pytest
+
+from keras_wsgcn import build_model
+from keras_wsgcn.epochs import Epochs
+from keras_wsgcn.layers import BatchNormalization
+from keras_wsgcn.metrics import MPJPE
+
+BATCH, STEPS = 8, 5
+
+
+@pytest.fixture
+def poses(rng):
+    count = BATCH * STEPS + 3  # a few are left out
+    return [rng.uniform(-1, 1, (count, 16, n)).astype("float32") for n in (2, 3)]
+
+
+def compiled(optimizer, scheme="pre_agg_decoupled", **size):
+    keras.utils.set_random_seed(0)
+    model = build_model(scheme, **{"channels": 6, "blocks": 1, "kernel_gain": 1.0, **size})
+    model.compile(optimizer, "mse", metrics=[MPJPE()])
+    return model
+
+
+def schedule():
+    return keras.optimizers.schedules.CosineDecay(1e-2, 3 * STEPS)
+
+
+OPTIMIZERS = {
+    "plain": lambda: keras.optimizers.Adam(1e-2),
+    "clipped": lambda: keras.optimizers.Adam(schedule(), global_clipnorm=0.1),
+    "decayed": lambda: keras.optimizers.Adam(1e-2, weight_decay=0.3, epsilon=1e-4),
+    "amsgrad": lambda: keras.optimizers.Adam(1e-2, amsgrad=True, clipnorm=0.01),
+    "sgd": lambda: keras.optimizers.SGD(1e-2, momentum=0.9),
+}
+
+
+def assert_as_fit(first, second, poses, rng):
+    """Trains one model by `Epochs`, its twin by `fit`, twice over the same orders."""
+    epochs = Epochs(first, *poses, BATCH)
+    for _ in range(2):
+        order = rng.permutation(len(poses[0]))[: BATCH * STEPS]
+        logs, diverged = epochs.run(order)
+        fit = {"batch_size": BATCH, "shuffle": False, "verbose": 0}
+        history = second.fit(*(array[order] for array in poses), **fit).history
+        assert diverged is None
+        for name, values in history.items():
+            assert logs[name] == pytest.approx(values[-1], rel=2e-3), name
+    assert int(first.optimizer.iterations) == int(second.optimizer.iterations) == 2 * STEPS
+    # Biases before a normalisation are left out, and the means that hold them: their gradient is
+    # nothing but rounding, of which Adam makes steps. What is predicted does not depend on them.
+    for a, b in zip(first.weights, second.weights, strict=True):
+        if not a.path.endswith(("bias", "moving_mean")):
+            a, b = (keras.ops.convert_to_numpy(weight) for weight in (a, b))
+            np.testing.assert_allclose(a, b, atol=2e-3)
+    predicted = [model.predict(poses[0], verbose=0) for model in (first, second)]
+    np.testing.assert_allclose(*predicted, atol=2e-3)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_optimizer_does_what_it_does_in_fit(name, poses, rng):
+    assert_as_fit(compiled(OPTIMIZERS[name]()), compiled(OPTIMIZERS[name]()), poses, rng)
+
+
+def test_the_other_order_and_layers_too(poses, rng):
+    size = {"scheme": "post_agg_decoupled", "blocks": 0, "non_local": True, "affinity": "learned"}
+    optimizer = OPTIMIZERS["clipped"]
+    assert_as_fit(compiled(optimizer(), **size), compiled(optimizer(), **size), poses, rng)
+
+
+def test_constraints_hold(poses):
+    model = compiled(keras.optimizers.Adam(1e-2))
+    kernel = model.get_layer("input_conv").kernel
+    kernel.constraint = keras.constraints.MaxNorm(0.01, axis=(0, 1, 2, 3))
+    Epochs(model, *poses, BATCH).run(np.arange(BATCH * STEPS))
+    assert np.linalg.norm(keras.ops.convert_to_numpy(kernel)) <= 0.0101
+
+
+def test_building_is_no_step(poses):
+    model = compiled(OPTIMIZERS["clipped"]())
+    before = model.get_weights()
+    Epochs(model, *poses, BATCH)
+    for old, new in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(old, new)
+    assert int(model.optimizer.iterations) == 0
+
+
+def test_says_at_which_step_the_loss_was_lost(poses):
+    inputs, targets = poses
+    targets[BATCH * 3 + 1] = np.inf
+    model = compiled(OPTIMIZERS["plain"]())
+    logs, diverged = Epochs(model, inputs, targets, BATCH).run(np.arange(BATCH * STEPS))
+    assert diverged == 3
+    assert not np.isfinite(logs["loss"])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16", "mixed_float16"])
+def test_normalisation_is_that_of_keras(dtype, rng):
+    x = rng.normal(3.0, 2.0, (16, 9, 5)).astype("float32")
+    ours, theirs = (
+        layer(momentum=0.9, epsilon=1e-5, dtype=dtype)
+        for layer in (BatchNormalization, keras.layers.BatchNormalization)
+    )
+    tolerance = 1e-5 if dtype == "float32" else 3e-2
+    for training in (True, True, False):
+        a, b = (
+            keras.ops.convert_to_numpy(keras.ops.cast(layer(x, training=training), "float32"))
+            for layer in (ours, theirs)
+        )
+        np.testing.assert_allclose(a, b, atol=tolerance)
+    for a, b in zip(ours.weights, theirs.weights, strict=True):
+        np.testing.assert_allclose(
+            keras.ops.convert_to_numpy(a), keras.ops.convert_to_numpy(b), rtol=tolerance
+        )
+
+
+def test_a_frozen_normalisation_stays(rng):
+    layer = BatchNormalization()
+    layer.build((16, 9, 5))
+    layer.trainable = False
+    layer(rng.normal(3.0, 2.0, (16, 9, 5)).astype("float32"), training=True)
+    np.testing.assert_array_equal(keras.ops.convert_to_numpy(layer.moving_mean), np.zeros(5))
