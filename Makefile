@@ -6,7 +6,7 @@ READY := .venv/.ready
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 BACKENDS := tensorflow jax torch
 
-.PHONY: quickstart serve-demo test lint format test-slow clean $(BACKENDS:%=test-%)
+.PHONY: quickstart serve-demo test lint format test-slow torture clean $(BACKENDS:%=test-%)
 
 quickstart: $(READY)
 	$(BIN)/python scripts/train.py --data generated --stride 3 --scheme pre_agg_decoupled \
@@ -22,7 +22,13 @@ $(BACKENDS:%=test-%): test-%: $(READY)
 	KERAS_BACKEND=$* $(BIN)/python -m pytest
 
 test-slow: $(READY)
-	for backend in $(BACKENDS); do KERAS_BACKEND=$$backend $(BIN)/python -m pytest -m slow || exit 1; done
+	for backend in $(BACKENDS); do KERAS_BACKEND=$$backend $(BIN)/python -m pytest -m slow \
+		--ignore tests/test_torture.py || exit 1; done
+
+# KERAS_WSGCN_KILLS says how many kills a command gets: by default 50 under torch, else 10.
+torture: $(READY)
+	for backend in torch jax tensorflow; do KERAS_BACKEND=$$backend $(BIN)/python -m pytest -s \
+		-m slow tests/test_torture.py || exit 1; done
 
 lint: $(READY)
 	$(BIN)/ruff format --check .
