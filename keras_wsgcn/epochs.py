@@ -67,7 +67,9 @@ def _jax_runner(
     """An epoch is one program: a scan over the steps."""
     import jax
 
-    arrays = jax.numpy.asarray(inputs), jax.numpy.asarray(targets)
+    # With several devices each holds all data, and its share of the rows of a step.
+    everywhere, shared = _shardings()
+    arrays = jax.device_put((inputs, targets), everywhere)
     groups = (
         model.trainable_variables,
         model.non_trainable_variables,
@@ -88,13 +90,24 @@ def _jax_runner(
 
     def run(order: np.ndarray) -> np.ndarray:
         state = tuple([variable.value for variable in group] for group in groups)
-        state, losses = program(state, arrays, jax.numpy.asarray(order))
+        state, losses = program(state, arrays, jax.device_put(order, shared))
         for group, values in zip(groups, state, strict=True):
             for variable, value in zip(group, values, strict=True):
                 variable.assign(value)
         return np.asarray(losses)
 
     return run
+
+
+def _shardings() -> tuple[Any, Any]:
+    """Where data lies, and where the rows `(steps, batch_size)`; None, None on one device."""
+    from jax.sharding import NamedSharding, PartitionSpec
+
+    distribution = keras.distribution.distribution()
+    if distribution is None:
+        return None, None
+    mesh, axis = distribution.device_mesh.backend_mesh, distribution.batch_dim_name
+    return NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec(None, axis))
 
 
 def xla_options() -> dict[str, str] | None:
@@ -126,14 +139,27 @@ def _tensorflow_runner(
     import tensorflow as tf
 
     arrays = tf.constant(inputs), tf.constant(targets)
-    step = tf.function(model.train_step, jit_compile=True)
+    strategy = tf.distribute.get_strategy()
+    share = batch_size // strategy.num_replicas_in_sync
+    if strategy.num_replicas_in_sync == 1:
+        step = tf.function(model.train_step, jit_compile=True)
+    else:  # XLA cannot compile what devices tell each other
+        step = model.train_step
+        for layer in model._flatten_layers():
+            if isinstance(layer, keras.layers.BatchNormalization):
+                layer.synchronized = True
+
+    def one_step(rows):
+        replica = tf.distribute.get_replica_context().replica_id_in_sync_group
+        rows = rows[replica * share : (replica + 1) * share]
+        return step(tuple(tf.gather(array, rows) for array in arrays))["loss"]
 
     @tf.function(reduce_retracing=True)
     def train(order):
         losses = tf.TensorArray(tf.float32, size=tf.shape(order)[0])
         for number in tf.range(tf.shape(order)[0]):
-            logs = step(tuple(tf.gather(array, order[number]) for array in arrays))
-            losses = losses.write(number, logs["loss"])
+            loss = strategy.run(one_step, args=(order[number],))
+            losses = losses.write(number, strategy.reduce("mean", loss, axis=None))
         return losses.stack()
 
     return lambda order: train(tf.constant(order)).numpy()

@@ -1,7 +1,8 @@
 """What to train and how: `TrainConfig`, the named recipes, and the optimiser they ask for."""
 
+import contextlib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -14,6 +15,7 @@ from keras_wsgcn.schemes import Scheme
 from keras_wsgcn.skeletons import Skeleton
 
 SCHEDULES = ("cosine", "step", "constant")
+PRECISIONS = ("float32", "tf32", "mixed_bfloat16", "mixed_float16")
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,9 @@ class TrainConfig:
         clip_norm: largest global norm of the gradients; `None` for no clipping.
         weight_decay: decoupled weight decay.
         patience: epochs without a better validation error after which to stop; `None` for never.
+        precision: `"float32"`; on accelerators also `"tf32"`, where products round their factors;
+            or a policy of Keras, `"mixed_bfloat16"` or `"mixed_float16"`, the latter with a scaled
+            loss. Weights are float32, and so is prediction but under a policy.
         seed: of weights, order and dropout.
 
     Raises:
@@ -65,6 +70,7 @@ class TrainConfig:
     clip_norm: float | None = 1.0
     weight_decay: float = 0.0
     patience: int | None = None
+    precision: str = "float32"
     seed: int = 0
 
     def __post_init__(self):
@@ -81,6 +87,7 @@ class TrainConfig:
             check_number("clip_norm", self.clip_norm, above=0, below=math.inf)
         if self.patience is not None:
             check_integer("patience", self.patience, least=1)
+        check_choice("precision", self.precision, PRECISIONS)
         check_choice("schedule", self.schedule, SCHEDULES)
         if self.schedule == "step":
             check_number("decay_rate", self.decay_rate, above=0, below=math.inf)
@@ -97,7 +104,8 @@ class TrainConfig:
         keras.utils.set_random_seed(self.seed)
         names = ("budget", "channels", "blocks", "dropout", "non_local", "affinity")
         arguments = {name: getattr(self, name) for name in (*names, "kernel_gain", "skeleton")}
-        return build_model(self.scheme, **arguments)
+        with _dtype_policy(self.precision if "mixed" in self.precision else "float32"):
+            return build_model(self.scheme, **arguments)
 
     def learning_rates(self, steps_per_epoch: int) -> Any:
         """The learning rate as Keras takes it: a number or a schedule over steps."""
@@ -166,6 +174,16 @@ RECIPES: dict[str, TrainConfig] = {
     # A few minutes on two cores.
     "quickstart": TrainConfig(batch_size=256, epochs=6, learning_rate=2e-3, schedule="cosine"),
 }
+
+
+@contextlib.contextmanager
+def _dtype_policy(name: str) -> Iterator[None]:
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(name)
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
 
 
 def compile_model(model: keras.Model, config: TrainConfig, steps_per_epoch: int) -> None:

@@ -98,6 +98,8 @@ def _portable(config: Any) -> Any:
         config.update(module="keras.optimizers", registered_name=None)
     if isinstance(config.get("jit_compile"), bool):
         config["jit_compile"] = "auto"
+    if "synchronized" in config:  # between devices, which only TensorFlow has to be told
+        config["synchronized"] = False
     return config
 
 

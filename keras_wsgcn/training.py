@@ -21,6 +21,7 @@ import pandas as pd
 
 from keras_wsgcn import metrics, skeletons
 from keras_wsgcn.data.poses import PoseDataset, Splits
+from keras_wsgcn.devices import data_parallel, float32_products, replicas
 from keras_wsgcn.epochs import Epochs
 from keras_wsgcn.errors import InputError
 from keras_wsgcn.files import write_json, write_text
@@ -57,6 +58,7 @@ def train(
     *,
     callbacks: Sequence[keras.callbacks.Callback] = (),
     facts: Mapping[str, Any] | None = None,
+    devices: int = 1,
     verbose: bool = True,
 ) -> TrainResult:
     """Trains a model, choosing the best epoch on the validation subjects.
@@ -71,25 +73,29 @@ def train(
         folder: the run's folder.
         callbacks: Keras callbacks; they are told of the run's and the epochs' begin and end.
         facts: what `config.json` shall also say, such as the stride of the data.
+        devices: over how many accelerators each batch is spread (JAX and TensorFlow).
         verbose: whether to print a line an epoch.
 
     Returns:
         The best model, the history and the folder.
 
     Raises:
-        InputError: if the folder holds another run, or the data does not fit the configuration.
+        InputError: if the folder holds another run, the data does not fit the configuration, or
+            there are no such devices.
         DivergenceError: if the loss is no longer finite. The last good epoch stays in the folder.
     """
-    run = _Run(config, data, Path(folder), dict(facts or {}))
-    notified = keras.callbacks.CallbackList(list(callbacks), model=run.model)
-    notified.on_train_begin()
-    while not run.is_finished():
-        notified.on_epoch_begin(run.epoch)
-        row = run.train_epoch()
-        notified.on_epoch_end(row["epoch"] - 1, {k: v for k, v in row.items() if k != "epoch"})
-        if verbose:
-            print(_progress(row, config.epochs), flush=True)
-    notified.on_train_end()
+    tf32 = config.precision == "tf32"
+    with data_parallel(devices, config.batch_size), float32_products(tf32):
+        run = _Run(config, data, Path(folder), dict(facts or {}))
+        notified = keras.callbacks.CallbackList(list(callbacks), model=run.model)
+        notified.on_train_begin()
+        while not run.is_finished():
+            notified.on_epoch_begin(run.epoch)
+            row = run.train_epoch()
+            notified.on_epoch_end(row["epoch"] - 1, {k: v for k, v in row.items() if k != "epoch"})
+            if verbose:
+                print(_progress(row, config.epochs), flush=True)
+        notified.on_train_end()
     return TrainResult(load_model(run.best_path, compile=False), run.history_frame(), run.folder)
 
 
@@ -135,7 +141,7 @@ class _Run:
         record = json.loads(json.dumps(record))  # tuples become lists, as in the file
         path = self.folder / "config.json"
         if path.exists():
-            found = json.loads(path.read_text(encoding="utf-8"))
+            found = self._read_record(path)
             if any(found.get(key) != record[key] for key in record):
                 raise InputError(
                     "`folder` must be new, or hold a run with the same configuration and data. "
@@ -144,6 +150,18 @@ class _Run:
                 )
         else:
             write_json(path, {**record, "environment": environment()})
+
+    def _read_record(self, path: Path) -> dict[str, Any]:
+        """What `config.json` says; a setting that an older version did not know has its default."""
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+            found["config"] = TrainConfig.from_config(found["config"]).get_config()
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(
+                f"`folder` must be new, or hold a run, but {path.name} is unreadable ({error}). "
+                f"Received: folder={str(self.folder)!r}"
+            ) from None
+        return json.loads(json.dumps(found))
 
     def is_finished(self) -> bool:
         if self.epoch >= self.config.epochs:
@@ -168,7 +186,8 @@ class _Run:
             "loss": logs["loss"],
             "mpjpe_mm": logs["mpjpe_mm"],
             "val_mpjpe_mm": subject_mean_mm(self.data.validation, predicted),
-            "learning_rate": float(self.model.optimizer.learning_rate),
+            # Added to nothing, for a variable that lies on several devices is no number.
+            "learning_rate": float(self.model.optimizer.learning_rate + 0.0),
             "seconds": round(time.perf_counter() - began, 3),
         }
         self.history.append(row)
@@ -217,7 +236,11 @@ class _Run:
 
 def predict(model: keras.Model, pose2d: np.ndarray) -> np.ndarray:
     """Lifts poses in batches: `(poses, joints, 2)` to `(poses, joints, 3)` metres."""
-    return np.asarray(model.predict(pose2d, batch_size=PREDICT_BATCH, verbose=0))
+    count = replicas()
+    whole = np.pad(pose2d, ((0, -len(pose2d) % count), (0, 0), (0, 0)), mode="edge")
+    batch = PREDICT_BATCH // count * count  # each device takes its share of every batch
+    with float32_products():
+        return np.asarray(model.predict(whole, batch_size=batch, verbose=0))[: len(pose2d)]
 
 
 def subject_mean_mm(poses: PoseDataset, predicted: np.ndarray) -> float:

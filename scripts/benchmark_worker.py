@@ -193,38 +193,43 @@ def product_shapes(
 class Products:
     """The matrix products of a training step, alone: forward, for the inputs, for the kernels.
 
-    They wait for each other as those of a step do: a layer's take what the layer before gives.
+    They wait for each other as those of a step do: a layer's take what the layer before gives,
+    where that has their shape.
     """
 
     def __init__(self, shapes: list[list[tuple[int, int, int, int]]]):
         rng = np.random.default_rng(0)
-        self.shapes = shapes
-        self.inputs, self.upstream = (
-            [rng.normal(size=shape).astype("float32") for shape in ends]
+
+        def draw(*shape: int) -> np.ndarray:
+            return (rng.normal(size=shape) / shape[-2] ** 0.5).astype("float32")
+
+        self.arrays = tuple(
+            [[draw(*ends(*part)) for part in layer] for layer in shapes]
             for ends in (
-                [(n, rows, i) for n, rows, i, _ in shapes[0]],
-                [(n, rows, o) for n, rows, _, o in shapes[-1]],
+                lambda n, rows, i, o: (n, rows, i),
+                lambda n, rows, i, o: (n, i, o),
+                lambda n, rows, i, o: (n, rows, o),
             )
         )
-        self.kernels = [
-            [(rng.normal(size=(n, i, o)) / i**0.5).astype("float32") for n, _, i, o in layer]
-            for layer in shapes
-        ]
-
-    def arrays(self) -> tuple:
-        return self.inputs, self.kernels, self.upstream
 
     @staticmethod
     def compute(multiply, turned, inputs, kernels, upstream):
         """The gradients of the kernels; `multiply` is a batched product, `turned` a transpose."""
-        passed: list[list] = [list(inputs)]
-        gradients: list = []
-        for layer in kernels:
-            passed.append([multiply(x, w) for x, w in zip(passed[-1], layer, strict=True)])
-        for layer, x in zip(reversed(kernels), reversed(passed[:-1]), strict=True):
-            gradients += [multiply(turned(a), g) for a, g in zip(x, upstream, strict=True)]
-            upstream = [multiply(g, turned(w)) for g, w in zip(upstream, layer, strict=True)]
-        return gradients, upstream, passed[-1]
+
+        def passed_on(given, wanted):
+            same = [tuple(a.shape) for a in given] == [tuple(a.shape) for a in wanted]
+            return given if same else wanted
+
+        xs, given, gradients = [], inputs[0], []
+        for number in range(len(kernels)):
+            xs.append(passed_on(given, inputs[number]))
+            given = [multiply(x, w) for x, w in zip(xs[-1], kernels[number], strict=True)]
+        last, given = given, upstream[-1]
+        for number in reversed(range(len(kernels))):
+            gs = passed_on(given, upstream[number])
+            gradients += [multiply(turned(x), g) for x, g in zip(xs[number], gs, strict=True)]
+            given = [multiply(g, turned(w)) for g, w in zip(gs, kernels[number], strict=True)]
+        return gradients, given, last
 
 
 def jax_products(products: Products) -> Callable[[], Any]:
@@ -237,14 +242,14 @@ def jax_products(products: Products) -> Callable[[], Any]:
         return products.compute(jax.numpy.matmul, turned, *arrays)
 
     jitted = jax.jit(compute, compiler_options=xla_options())
-    arrays = jax.device_put(products.arrays())
+    arrays = jax.device_put(products.arrays)
     return lambda: jax.block_until_ready(jitted(*arrays))
 
 
 def tensorflow_products(products: Products) -> Callable[[], Any]:
     import tensorflow as tf
 
-    arrays = tf.nest.map_structure(tf.constant, products.arrays())
+    arrays = tf.nest.map_structure(tf.constant, products.arrays)
     compute = tf.function(
         lambda *arrays: products.compute(tf.matmul, tf.linalg.matrix_transpose, *arrays)
     )
@@ -256,7 +261,7 @@ def torch_products(products: Products) -> Callable[[], Any]:
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     arrays = torch.utils._pytree.tree_map(
-        lambda array: torch.tensor(array, device=device), products.arrays()
+        lambda array: torch.tensor(array, device=device), products.arrays
     )
 
     def compute() -> None:

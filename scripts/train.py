@@ -60,6 +60,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--name", help="name of the run (default: data, scheme and seed)")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of all runs")
+    parser.add_argument(
+        "--devices", type=int, default=1, help="spread each batch over so many (JAX, TensorFlow)"
+    )
     parser.add_argument("--tensorboard", action="store_true", help="also write TensorBoard logs")
     parser.add_argument("--pictures", action="store_true", help="draw the training curves")
     add_options(parser.add_argument_group("configuration"), TrainConfig)
@@ -119,7 +122,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         import tensorboard  # noqa: F401  Keras itself asks for it only after an epoch
 
         callbacks.append(keras.callbacks.TensorBoard(folder / "tensorboard"))
-    result = train(config, splits, folder, callbacks=callbacks, facts=facts)
+    result = train(
+        config, splits, folder, callbacks=callbacks, facts=facts, devices=options.devices
+    )
     best = result.history.nsmallest(1, "val_mpjpe_mm").iloc[0]
     print(f"best epoch {best['epoch']:.0f}: validation MPJPE {best['val_mpjpe_mm']:.1f} mm")
     if options.pictures:

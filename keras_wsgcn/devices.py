@@ -1,0 +1,109 @@
+"""How a training uses the hardware: several devices at once, and the precision of products."""
+
+import contextlib
+from collections.abc import Iterator
+
+import keras
+
+from keras_wsgcn.errors import InputError, check_integer
+
+
+@contextlib.contextmanager
+def data_parallel(devices: int, batch_size: int) -> Iterator[None]:
+    """Within, models are built for several devices, each of which takes its share of a batch.
+
+    On JAX the numbers are those of one device but for rounding. On TensorFlow too, but for
+    clipping: each device clips the gradient of its share.
+
+    Args:
+        devices: how many; 1 changes nothing.
+        batch_size: of all devices together.
+
+    Raises:
+        InputError: if the backend cannot, there are fewer devices, or they do not divide the batch.
+    """
+    check_integer("devices", devices, least=1)
+    if devices == 1:
+        yield
+        return
+    backend = keras.backend.backend()
+    if backend == "torch":
+        raise InputError(
+            "`devices` must be 1 under torch, where Keras cannot spread a batch: use JAX or "
+            f"TensorFlow. Received: devices={devices}"
+        )
+    if batch_size % devices:
+        raise InputError(
+            f"`devices` must divide the batch size {batch_size}. Received: devices={devices}"
+        )
+    names = _device_names(backend)
+    if len(names) < devices:
+        raise InputError(
+            f"`devices` must be at most {len(names)}, which is what {backend} sees: {names}. "
+            f"Received: devices={devices}"
+        )
+    if backend == "jax":
+        scope = keras.distribution.DataParallel(devices=names[:devices]).scope()
+    else:
+        import tensorflow as tf
+
+        scope = tf.distribute.MirroredStrategy(names[:devices]).scope()
+    with scope:
+        yield
+
+
+def _device_names(backend: str) -> list[str]:
+    if backend == "jax":
+        return keras.distribution.list_devices()
+    import tensorflow as tf
+
+    found = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
+    return [device.name for device in found]
+
+
+def replicas() -> int:
+    """Over how many devices `data_parallel` spreads a batch here."""
+    if keras.backend.backend() == "jax":
+        distribution = keras.distribution.distribution()
+        return 1 if distribution is None else distribution.device_mesh.devices.size
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        return tf.distribute.get_strategy().num_replicas_in_sync
+    return 1
+
+
+@contextlib.contextmanager
+def float32_products(tf32: bool = False) -> Iterator[None]:
+    """Within, products of float32 matrices are as exact as float32 is.
+
+    Accelerators round the factors to 10 bits (TF32) where they may, and TensorFlow and JAX let
+    them by default. A processor always computes in float32.
+
+    Args:
+        tf32: let them round.
+    """
+    backend = keras.backend.backend()
+    if backend == "jax":
+        import jax
+
+        with jax.default_matmul_precision("tensorfloat32" if tf32 else "float32"):
+            yield
+    elif backend == "tensorflow":
+        import tensorflow as tf
+
+        before = tf.config.experimental.tensor_float_32_execution_enabled()
+        tf.config.experimental.enable_tensor_float_32_execution(tf32)
+        try:
+            yield
+        finally:
+            tf.config.experimental.enable_tensor_float_32_execution(before)
+    else:
+        import torch
+
+        before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("high" if tf32 else "highest")
+        try:
+            yield
+        finally:
+            torch.set_float32_matmul_precision(before)

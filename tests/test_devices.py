@@ -1,0 +1,134 @@
+"""One training on two virtual devices, and the precision of products."""
+
+import dataclasses
+import json
+
+import keras
+import numpy as np
+import pytest
+from testing import run_python
+
+from keras_wsgcn import InputError, TrainConfig
+from keras_wsgcn.data.sources import load_splits
+from keras_wsgcn.devices import data_parallel, float32_products, replicas
+from keras_wsgcn.training import train
+
+BACKEND = keras.backend.backend()
+TWO_DEVICES = """
+import dataclasses, json, os, sys
+if os.environ["KERAS_BACKEND"] == "jax":
+    os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
+else:
+    import tensorflow as tf
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+import numpy as np
+from keras_wsgcn import TrainConfig, load_splits
+from keras_wsgcn.data.poses import Splits
+from keras_wsgcn.training import predict, train
+config = TrainConfig(**json.loads(sys.argv[1]))
+data = load_splits("generated", stride=60)
+odd = data.validation.subset(np.arange(len(data.validation) - 1 + len(data.validation) % 2))
+data = Splits("odd", data.train, odd, data.test)
+assert len(odd) % 2
+for devices, name in ((1, "one"), (2, "two")):
+    result = train(config, data, f"{sys.argv[2]}/{name}", devices=devices, verbose=False)
+    np.save(f"{sys.argv[2]}/{name}.npy", predict(result.model, odd.pose2d))
+# Killed after its first epoch, and called again.
+short = dataclasses.replace(config, epochs=1, schedule="constant")
+long = dataclasses.replace(short, epochs=2)
+train(long, data, f"{sys.argv[2]}/whole", devices=2, verbose=False)
+class Killed(Exception): pass
+import keras
+class Kill(keras.callbacks.Callback):
+    def on_epoch_end(self, epoch, logs=None):
+        raise Killed
+try:
+    train(long, data, f"{sys.argv[2]}/killed", devices=2, callbacks=[Kill()], verbose=False)
+except Killed:
+    train(long, data, f"{sys.argv[2]}/killed", devices=2, verbose=False)
+"""
+
+
+@pytest.mark.skipif(BACKEND == "torch", reason="Keras cannot spread a batch under torch")
+def test_two_devices_train_as_one_does(tmp_path):
+    config = {"channels": 6, "blocks": 1, "epochs": 2, "batch_size": 64, "clip_norm": None}
+    run_python(TWO_DEVICES, json.dumps(config), str(tmp_path), backend=BACKEND)
+    one, two, whole, killed = (
+        np.genfromtxt(tmp_path / name / "history.csv", delimiter=",", names=True)
+        for name in ("one", "two", "whole", "killed")
+    )
+    for column in ("loss", "mpjpe_mm", "val_mpjpe_mm"):
+        np.testing.assert_allclose(one[column], two[column], rtol=2e-3)
+        np.testing.assert_array_equal(whole[column], killed[column])
+    predicted = [np.load(tmp_path / f"{name}.npy") for name in ("one", "two")]
+    np.testing.assert_allclose(*predicted, atol=5e-3)
+
+
+@pytest.mark.parametrize(
+    ("devices", "batch", "message"),
+    [
+        (0, 64, "`devices` must be an integer of at least 1"),
+        (2, 63, "`devices` must be 1 under torch|`devices` must divide the batch size 63"),
+        (64, 64, "`devices` must be 1 under torch|`devices` must be at most"),
+    ],
+)
+def test_refuses_before_any_work(devices, batch, message, tmp_path):
+    data = load_splits("generated", stride=120)
+    config = TrainConfig(channels=4, batch_size=batch)
+    with pytest.raises(InputError, match=message):
+        train(config, data, tmp_path / "run", devices=devices)
+    assert not (tmp_path / "run").exists()
+
+
+def test_one_device_is_the_plain_way():
+    with data_parallel(1, batch_size=7):
+        assert replicas() == 1
+
+
+def products_allow_tf32():
+    if BACKEND == "jax":
+        import jax
+
+        return jax.config.jax_default_matmul_precision == "tensorfloat32"
+    if BACKEND == "tensorflow":
+        import tensorflow as tf
+
+        return tf.config.experimental.tensor_float_32_execution_enabled()
+    import torch
+
+    return torch.get_float32_matmul_precision() == "high"
+
+
+def test_products_are_exact_unless_asked_otherwise():
+    before = products_allow_tf32()
+    with float32_products():
+        assert not products_allow_tf32()
+    with float32_products(tf32=True):
+        assert products_allow_tf32()
+    assert products_allow_tf32() == before
+
+
+@pytest.mark.parametrize("precision", ["tf32", "mixed_bfloat16", "mixed_float16"])
+def test_every_precision_trains_and_resumes(precision, tmp_path):
+    data = load_splits("generated", stride=120)
+    config = TrainConfig(
+        channels=6, blocks=1, epochs=2, batch_size=64, dropout=0.1, precision=precision
+    )
+    whole = train(config, data, tmp_path / "whole", verbose=False)
+    exact = dataclasses.replace(config, precision="float32")
+    reference = train(exact, data, tmp_path / "exact", verbose=False).history
+    np.testing.assert_allclose(whole.history["loss"], reference["loss"], rtol=0.05)
+    assert keras.config.dtype_policy().name == "float32"
+
+    class Killed(Exception):
+        pass
+
+    class Kill(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            raise Killed
+
+    with pytest.raises(Killed):
+        train(config, data, tmp_path / "killed", callbacks=[Kill()], verbose=False)
+    again = train(config, data, tmp_path / "killed", verbose=False)
+    assert again.history["loss"].tolist() == whole.history["loss"].tolist()
