@@ -5,6 +5,9 @@ import numbers
 from collections.abc import Iterable
 from typing import Any
 
+MAX_MESSAGE = 2000  # characters; of a longer message the middle is left out
+MAX_INTEGER = 2**63 - 1
+
 
 class InputError(ValueError):
     """An argument, a file or a setting is not what was asked for.
@@ -13,20 +16,44 @@ class InputError(ValueError):
     `Received: name=value`.
     """
 
+    def __init__(self, message: str = ""):
+        super().__init__(_shortened(message, MAX_MESSAGE))
+
 
 class Refused(Exception):
     """What is wrong with a file, as its checks say it to each other: part of an `InputError`."""
 
 
+def shown(value: Any, most: int = 500) -> str:
+    """`repr(value)` for a message: at most so many characters, and never an error of its own.
+
+    A list can be nested too deeply for Python to write, an integer have too many digits.
+    """
+    try:
+        return _shortened(repr(value), most)
+    except Exception:  # what a stranger's `__repr__` may raise
+        return f"<{type(value).__name__} that cannot be shown>"
+
+
+def _shortened(text: str, most: int) -> str:
+    if len(text) <= most:
+        return text
+    return f"{text[: most * 3 // 4]} ... {text[-most // 5 :]}"
+
+
 def check_integer(name: str, value: Any, *, least: int) -> int:
-    """`value` as an `int`, if it is a whole number of at least `least`.
+    """`value` as an `int`, if it is a whole number of at least `least`, and of 64 bits.
 
     Raises:
         InputError: otherwise.
     """
-    if isinstance(value, numbers.Integral) and not isinstance(value, bool) and int(value) >= least:
-        return int(value)
-    raise InputError(f"`{name}` must be an integer of at least {least}. Received: {name}={value!r}")
+    if isinstance(value, numbers.Integral) and not isinstance(value, bool):
+        number = int(value)
+        if least <= number <= MAX_INTEGER:
+            return number
+    raise InputError(
+        f"`{name}` must be an integer of at least {least}. Received: {name}={shown(value)}"
+    )
 
 
 def check_number(
@@ -38,14 +65,19 @@ def check_number(
         InputError: otherwise.
     """
     if isinstance(value, numbers.Real) and not isinstance(value, bool):
-        number = float(value)
+        try:
+            number = float(value)
+        except OverflowError:
+            number = math.inf
         if number >= least and above < number < below:
             return number
     bounds = [f"of at least {least}"] * (least > -math.inf) + [f"above {above}"] * (
         above > -math.inf
     )
     bounds.append(f"below {below}" if below < math.inf else "finite")
-    raise InputError(f"`{name}` must be a number {', '.join(bounds)}. Received: {name}={value!r}")
+    raise InputError(
+        f"`{name}` must be a number {', '.join(bounds)}. Received: {name}={shown(value)}"
+    )
 
 
 def check_choice(name: str, value: Any, choices: Iterable[str]) -> str:
@@ -55,6 +87,6 @@ def check_choice(name: str, value: Any, choices: Iterable[str]) -> str:
         InputError: otherwise.
     """
     choices = list(choices)
-    if value in choices:
+    if isinstance(value, str) and value in choices:
         return value
-    raise InputError(f"`{name}` must be one of {choices}. Received: {name}={value!r}")
+    raise InputError(f"`{name}` must be one of {choices}. Received: {name}={shown(value)}")

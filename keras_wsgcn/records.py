@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any, ClassVar, Self, TypeVar
 
-from keras_wsgcn.errors import InputError
+from keras_wsgcn.errors import InputError, shown
 
 
 class Record:
@@ -29,7 +29,7 @@ class Record:
         except TypeError as error:
             raise InputError(
                 f"`config` must hold the fields of a {cls.__name__} ({error}). "
-                f"Received: config={config}"
+                f"Received: config={shown(config)}"
             ) from None
 
 
@@ -50,7 +50,7 @@ def look_up(argument: str, identifier: Any, table: Mapping[str, R], kind: type[R
         return table[identifier]
     raise InputError(
         f"`{argument}` must be one of {list(table)}, a {kind.__name__} or its config. "
-        f"Received: {argument}={identifier!r}"
+        f"Received: {argument}={shown(identifier)}"
     )
 
 

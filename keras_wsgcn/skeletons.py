@@ -3,8 +3,9 @@
 The graph, its affinity matrix, the depths and the mirror all derive from one frozen record.
 """
 
+import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -12,16 +13,18 @@ from typing import Any
 import numpy as np
 
 from keras_wsgcn import records
-from keras_wsgcn.errors import InputError
+from keras_wsgcn.errors import InputError, shown
 
 Joint = int | str
+
+MAX_JOINTS = 512  # the matrices over pairs of joints stay small; a body with hands has 150
 
 
 @dataclass(frozen=True)
 class Skeleton(records.Record):
     """A set of joints and the undirected edges between them.
 
-    Joints may be given by name or by index; they are stored as indices.
+    Joints may be given by name or by index; they are stored as indices. There can be 512.
 
     Args:
         name: what the skeleton is called.
@@ -57,15 +60,12 @@ class Skeleton(records.Record):
 
     def __post_init__(self):
         if not isinstance(self.name, str) or not self.name:
-            raise InputError(f"`name` must be a non-empty string. Received: name={self.name!r}")
-        store = object.__setattr__  # the record is frozen for everyone else
-        store(self, "joint_names", tuple(self.joint_names))
-        names = self.joint_names
-        if len(names) < 2 or len(set(names)) < len(names) or not all(_is_name(n) for n in names):
             raise InputError(
-                "`joint_names` must hold at least two different non-empty strings. "
-                f"Received: joint_names={names}"
+                f"`name` must be a non-empty string. Received: name={shown(self.name)}"
             )
+        store = object.__setattr__  # the record is frozen for everyone else
+        store(self, "joint_names", self._checked_names())
+        names = self.joint_names
         store(self, "parents", self._checked_parents())
         store(self, "centre", self.index(self.centre, "centre"))
         store(self, "extra_edges", self._joint_groups("extra_edges", size=2))
@@ -151,10 +151,21 @@ class Skeleton(records.Record):
             return int(joint)
         raise InputError(
             f"`{argument}` must be one of the joints {self.joint_names} or an index below "
-            f"{len(self.joint_names)}. Received: {argument}={joint!r}"
+            f"{len(self.joint_names)}. Received: {argument}={shown(joint)}"
         )
 
     # --- checks ---------------------------------------------------------------------------------
+
+    def _checked_names(self) -> tuple[str, ...]:
+        given = self.joint_names
+        if isinstance(given, Iterable) and not isinstance(given, str):
+            names = tuple(itertools.islice(given, MAX_JOINTS + 1))
+            if all(map(_is_name, names)) and 2 <= len(set(names)) == len(names) <= MAX_JOINTS:
+                return names
+        raise InputError(
+            f"`joint_names` must hold 2 to {MAX_JOINTS} different non-empty strings. "
+            f"Received: joint_names={shown(given)}"
+        )
 
     def _checked_parents(self) -> tuple[int, ...]:
         count = len(self.joint_names)
@@ -165,7 +176,7 @@ class Skeleton(records.Record):
                 return parents
         raise InputError(
             f"`parents` must hold {count} joint indices, one for each joint, with -1 for the root "
-            f"and no joint its own parent. Received: parents={self.parents}"
+            f"and no joint its own parent. Received: parents={shown(self.parents)}"
         )
 
     def _joint_groups(self, argument: str, size: int | None = None) -> tuple[tuple[int, ...], ...]:
@@ -185,7 +196,7 @@ class Skeleton(records.Record):
         except TypeError:
             raise InputError(
                 f"`{argument}` must be a sequence of groups of {wanted}. "
-                f"Received: {argument}={value}"
+                f"Received: {argument}={shown(value)}"
             ) from None
         return tuple(groups)
 

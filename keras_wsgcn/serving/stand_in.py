@@ -23,6 +23,7 @@ _MAX_BODY = 256 << 20
 _PATH = re.compile(
     r"/v1/models/(?P<name>[^/:]+)(?:/versions/(?P<version>\d+))?(?P<what>:predict|/metadata|)"
 )
+DEFAULT_SIGNATURE = "serving_default"
 HTTP_STATUS = {"INVALID_ARGUMENT": 400, "NOT_FOUND": 404}
 
 
@@ -32,6 +33,30 @@ class Refusal(Exception):
     def __init__(self, status: str, message: str):
         super().__init__(message)
         self.status, self.message = status, message
+
+
+def checked_inputs(
+    signatures: Mapping[str, Any], signature: str, inputs: Mapping[str, Any]
+) -> dict[str, np.ndarray]:
+    """The inputs of a request as float32 arrays, if there is such a signature and they are its own.
+
+    Raises:
+        Refusal: otherwise.
+    """
+    signature = signature or DEFAULT_SIGNATURE
+    definition = signatures.get(signature)
+    if definition is None:
+        raise Refusal("INVALID_ARGUMENT", f'Serving signature key "{signature[:200]}" not found.')
+    if set(inputs) != set(definition.inputs):
+        raise Refusal(
+            "INVALID_ARGUMENT",
+            "input keys do not match the signature: expected "
+            f"{sorted(definition.inputs)}, got {sorted(inputs)[:20]}",
+        )
+    try:
+        return {key: np.asarray(value, dtype=np.float32) for key, value in inputs.items()}
+    except (ValueError, TypeError, OverflowError) as error:  # ragged, no numbers, or beyond them
+        raise Refusal("INVALID_ARGUMENT", str(error)[:200]) from None
 
 
 class _Servable:
@@ -66,25 +91,10 @@ class _Servable:
     def predict(self, signature: str, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
         import tensorflow as tf
 
-        signature = signature or "serving_default"
-        definition = self.signature_defs.get(signature)
-        if definition is None:
-            raise Refusal(
-                "INVALID_ARGUMENT",
-                f'Serving signature key "{signature}" not found.',
-            )
-        if set(inputs) != set(definition.inputs):
-            raise Refusal(
-                "INVALID_ARGUMENT",
-                "input keys do not match the signature: expected "
-                f"{sorted(definition.inputs)}, got {sorted(inputs)}",
-            )
+        arrays = checked_inputs(self.signature_defs, signature, inputs)
         try:
-            tensors = {
-                key: tf.constant(np.asarray(value, dtype=np.float32))
-                for key, value in inputs.items()
-            }
-            outputs = self.loaded.signatures[signature](**tensors)
+            tensors = {key: tf.constant(value) for key, value in arrays.items()}
+            outputs = self.loaded.signatures[signature or DEFAULT_SIGNATURE](**tensors)
         except (ValueError, TypeError, tf.errors.OpError) as error:
             raise Refusal("INVALID_ARGUMENT", str(error).splitlines()[0]) from None
         return {key: value.numpy() for key, value in outputs.items()}
@@ -211,7 +221,7 @@ def _parsed(body: bytes) -> dict[str, Any]:
 
 
 def _rest_predict(servable: _Servable, request: dict[str, Any]) -> dict[str, Any]:
-    signature = str(request.get("signature_name") or "serving_default")
+    signature = str(request.get("signature_name") or DEFAULT_SIGNATURE)
     definition = servable.signature_defs.get(signature)
     names = list(definition.inputs) if definition else []
     by_row = "instances" in request
