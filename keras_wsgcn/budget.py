@@ -7,7 +7,14 @@ import math
 from collections.abc import Callable
 
 from keras_wsgcn import schemes, skeletons
-from keras_wsgcn.errors import InputError, check_choice, check_integer, check_number
+from keras_wsgcn.errors import (
+    InputError,
+    check_choice,
+    check_flag,
+    check_integer,
+    check_number,
+    shown,
+)
 from keras_wsgcn.schemes import Scheme
 from keras_wsgcn.skeletons import Skeleton
 
@@ -112,7 +119,7 @@ def solve_channels(
     if (budget is None) == (flops is None):
         raise InputError(
             "`budget` or `flops` must be given, and only one of them. "
-            f"Received: budget={budget!r}, flops={flops!r}"
+            f"Received: budget={shown(budget)}, flops={shown(flops)}"
         )
     name, wanted, cost = ("budget", budget, model.params)
     if flops is not None:
@@ -149,21 +156,21 @@ class _Model:
         self.scheme = schemes.get(scheme)
         self.skeleton = skeletons.get(skeleton)
         self.blocks = check_integer("blocks", blocks, least=0)
-        self.non_local = bool(non_local)
+        self.non_local = check_flag("non_local", non_local)
         self.affinity = check_choice("affinity", affinity, AFFINITIES)
         # A non-local block halves the channels inside.
         self.least_channels = 2 if self.non_local else 1
 
-    def _graph_convs(self, channels: int) -> list[tuple[int, int]]:
-        hidden = [(channels, channels)] * (2 * self.blocks)
-        return [(2, channels), *hidden, (channels, 3)]
+    def _graph_convs(self, channels: int) -> tuple[tuple[int, int, int], ...]:
+        """(channels in, channels out, how many) of the layers, whose number may be huge."""
+        return ((2, channels, 1), (channels, channels, 2 * self.blocks), (channels, 3, 1))
 
     def params(self, channels: int) -> int:
         kernels = self.scheme.num_kernels(self.skeleton)
         logits = len(self.skeleton.edges) if self.affinity == "learned" else 0
         total = 0
-        for inputs, outputs in self._graph_convs(channels):
-            total += kernels * inputs * outputs + outputs + logits
+        for inputs, outputs, count in self._graph_convs(channels):
+            total += count * (kernels * inputs * outputs + outputs + logits)
         total += (1 + 2 * self.blocks) * 2 * channels  # batch normalisation: gamma and beta
         if self.non_local:
             inner = channels // 2
@@ -173,8 +180,8 @@ class _Model:
 
     def flops(self, channels: int) -> int:
         total = sum(
-            self.scheme.contraction(self.skeleton, inputs, outputs).flops(inputs, outputs)
-            for inputs, outputs in self._graph_convs(channels)
+            count * self.scheme.contraction(self.skeleton, inputs, outputs).flops(inputs, outputs)
+            for inputs, outputs, count in self._graph_convs(channels)
         )
         if self.non_local:
             joints = self.skeleton.num_joints

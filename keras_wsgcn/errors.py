@@ -5,6 +5,8 @@ import numbers
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
+
 MAX_MESSAGE = 2000  # characters; of a longer message the middle is left out
 MAX_INTEGER = 2**63 - 1
 
@@ -78,6 +80,46 @@ def check_number(
     raise InputError(
         f"`{name}` must be a number {', '.join(bounds)}. Received: {name}={shown(value)}"
     )
+
+
+def check_flag(name: str, value: Any) -> bool:
+    """`value`, if it is true or false.
+
+    Raises:
+        InputError: otherwise.
+    """
+    if isinstance(value, bool | np.bool_):
+        return bool(value)
+    raise InputError(f"`{name}` must be true or false. Received: {name}={shown(value)}")
+
+
+def check_integers(name: str, values: Any, *, least: int) -> tuple[int, ...]:
+    """`values` as a tuple of `int`, if they are a sequence of whole numbers of at least `least`.
+
+    Raises:
+        InputError: otherwise.
+    """
+    if isinstance(values, Iterable) and not isinstance(values, str | bytes | dict):
+        return tuple(check_integer(name, value, least=least) for value in values)
+    raise InputError(
+        f"`{name}` must be a sequence of integers of at least {least}. "
+        f"Received: {name}={shown(values)}"
+    )
+
+
+def check_numbers(name: str, value: Any) -> np.ndarray:
+    """`value` as an array of float64, if it is numbers in equal rows.
+
+    Raises:
+        InputError: otherwise.
+    """
+    try:
+        array = np.asarray(value)
+        if array.dtype.kind in "fiub":
+            return array.astype(np.float64, copy=False)
+    except (ValueError, TypeError, OverflowError, RecursionError):  # ragged, or beyond numbers
+        pass
+    raise InputError(f"`{name}` must hold numbers, in equal rows. Received: {name}={shown(value)}")
 
 
 def check_choice(name: str, value: Any, choices: Iterable[str]) -> str:

@@ -23,7 +23,7 @@ LAST = (
     "recipes", "devices", "epochs", "training", "evaluation", "plots", "inference", "animation",
     "exporting.folding", "exporting.formats", "exporting.writers", "exporting.exports",
     "serving.config", "serving.client", "serving.stand_in",
-    "studies.spec", "studies.liveness",
+    "studies.search", "studies.spec", "studies.liveness",
     "studies.storage", "studies.planning", "studies.trials", "studies.workers",
     "studies.results", "studies.claims", "studies.figures", "studies.report",
 )  # fmt: skip

@@ -19,7 +19,7 @@ import numpy as np
 
 from keras_wsgcn import skeletons
 from keras_wsgcn.data.views import LIST_NAME, View, arrays_of, views_from
-from keras_wsgcn.errors import InputError
+from keras_wsgcn.errors import InputError, check_number, shown
 from keras_wsgcn.files import atomic_path
 from keras_wsgcn.skeletons import Skeleton
 
@@ -71,7 +71,7 @@ class Motion:
         if not is_integer or not 0 <= self.subject < 10**9:
             raise InputError(
                 "`subject` must be a whole number, not negative, of at most nine digits. "
-                f"Received: subject={self.subject!r}"
+                f"Received: subject={shown(self.subject)}"
             )
         object.__setattr__(self, "subject", int(self.subject))
         for field in ("action", "take"):
@@ -79,17 +79,14 @@ class Motion:
             if not isinstance(value, str) or not _NAME.fullmatch(value):
                 raise InputError(
                     f"`{field}` must be a plain name: a letter, a digit or `_`, then also spaces "
-                    f"and any of `.,+()=-`, 100 characters at most. Received: {field}={value!r}"
+                    "and any of `.,+()=-`, 100 characters at most. "
+                    f"Received: {field}={shown(value)}"
                 )
-        is_number = isinstance(self.fps, int | float | np.number)
-        if not is_number or not math.isfinite(self.fps) or self.fps <= 0:
-            raise InputError(
-                f"`fps` must be a number of frames per second above 0. Received: fps={self.fps!r}"
-            )
+        check_number("fps", self.fps, above=0, below=math.inf)
         for field in ("description", "source", "source_kind"):
             if not isinstance(getattr(self, field), str):
                 raise InputError(
-                    f"`{field}` must be a string. Received: {field}={getattr(self, field)!r}"
+                    f"`{field}` must be a string. Received: {field}={shown(getattr(self, field))}"
                 )
 
     @property

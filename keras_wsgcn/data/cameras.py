@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from keras_wsgcn.errors import InputError
+from keras_wsgcn.errors import InputError, check_numbers, shown
 
 # Newton-like steps for inverting a lens distortion; each gains about two digits on real lenses.
 _UNDISTORT_STEPS = 30
@@ -46,11 +46,11 @@ class Camera:
             "image_size": (2,), "radial": (3,), "tangential": (2,),
         }  # fmt: skip
         for field, shape in shapes.items():
-            value = np.asarray(getattr(self, field), dtype=np.float64)
+            value = check_numbers(field, getattr(self, field))
             if value.shape != shape or not np.isfinite(value).all():
                 raise InputError(
                     f"`{field}` must hold finite numbers of shape {shape}. "
-                    f"Received: {field}={getattr(self, field)!r}"
+                    f"Received: {field}={shown(getattr(self, field))}"
                 )
             if field not in ("radial", "tangential", "image_size"):
                 object.__setattr__(self, field, value)
@@ -59,6 +59,8 @@ class Camera:
                 raise InputError(
                     f"`{field}` must be positive. Received: {field}={getattr(self, field)!r}"
                 )
+        if not isinstance(self.name, str):
+            raise InputError(f"`name` must be a string. Received: name={shown(self.name)}")
         turned = self.rotation @ self.rotation.T
         if not np.allclose(turned, np.eye(3), atol=1e-4) or np.linalg.det(self.rotation) < 0:
             raise InputError(

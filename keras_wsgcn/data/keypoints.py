@@ -9,7 +9,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from keras_wsgcn import skeletons
-from keras_wsgcn.errors import InputError, check_choice, check_integer, check_number
+from keras_wsgcn.errors import (
+    InputError,
+    check_choice,
+    check_integer,
+    check_number,
+    check_numbers,
+    shown,
+)
 from keras_wsgcn.skeletons import Skeleton, h36m_16, h36m_17
 
 MAX_FRAMES = 1_000_000  # nine hours at 30 frames per second
@@ -233,12 +240,18 @@ class KeypointTrack:
     def __post_init__(self):
         joints = get_format(self.format).num_joints
         store = object.__setattr__  # the record is frozen for everyone else
-        store(self, "frames", np.asarray(self.frames))
+        if type(self.person) not in (int, str):
+            raise InputError(
+                f"`person` must be an integer or a string. Received: person={shown(self.person)}"
+            )
+        given = self.frames
+        check_numbers("frames", given)
+        store(self, "frames", np.asarray(given))
         rises = self.frames.ndim == 1 and self.frames.dtype.kind in "iu" and len(self.frames) > 0
         if not rises or self.frames[0] < 0 or (np.diff(self.frames.astype(np.int64)) <= 0).any():
             raise InputError(
                 "`frames` must be rising integers, at least one, none negative. "
-                f"Received: frames={self.frames}"
+                f"Received: frames={shown(given)}"
             )
         if (span := int(self.frames[-1]) - int(self.frames[0]) + 1) > MAX_FRAMES:
             raise InputError(
@@ -247,7 +260,7 @@ class KeypointTrack:
             )
         count = len(self.frames)
         for name, shape in (("keypoints", (count, joints, 2)), ("confidence", (count, joints))):
-            array = np.asarray(getattr(self, name), dtype=np.float64)
+            array = check_numbers(name, getattr(self, name))
             if array.shape != shape:
                 raise InputError(
                     f"`{name}` must have the shape {shape}, the joints being those of the format "

@@ -8,7 +8,7 @@ import numpy as np
 from keras_wsgcn import skeletons
 from keras_wsgcn.data.archive import Motion, MotionArchive
 from keras_wsgcn.data.cameras import Camera, normalize_screen
-from keras_wsgcn.errors import InputError, check_integer
+from keras_wsgcn.errors import InputError, check_integer, check_integers, check_number
 from keras_wsgcn.skeletons import Skeleton
 
 # A person is a few metres across: a larger coordinate means another unit, usually millimetres.
@@ -101,7 +101,7 @@ class PoseDataset:
         Raises:
             InputError: if a subject has no pose here.
         """
-        subjects = [int(subject) for subject in subjects]
+        subjects = list(check_integers("subjects", subjects, least=0))
         present = np.unique(self.subject).tolist()
         if missing := sorted(set(subjects) - set(present)):
             raise InputError(
@@ -196,6 +196,8 @@ def observe(
     """
     skeleton = skeletons.get(skeleton)
     check_integer("stride", stride, least=1)
+    check_integer("seed", seed, least=0)
+    check_number("noise_px", noise_px, least=0, below=np.inf)
     joints = select_joints(archive.skeleton, skeleton)
     rng = np.random.default_rng(seed)
     seers = [_seers(archive, cameras, motion) for motion in archive.motions]

@@ -9,7 +9,7 @@ from keras_wsgcn.data.archive import load_archive
 from keras_wsgcn.data.cmu import four_cameras, load_cmu24
 from keras_wsgcn.data.motions import generate_motions
 from keras_wsgcn.data.poses import Splits, observe
-from keras_wsgcn.errors import InputError
+from keras_wsgcn.errors import InputError, check_integers, shown
 
 # Which of the eight generated people are held out.
 _GENERATED_VALIDATION, _GENERATED_TEST = (6,), (7, 8)
@@ -56,11 +56,15 @@ def load_splits(
     Raises:
         InputError: if there is no such data set, or the subjects do not fit.
     """
+    if not isinstance(data, str | os.PathLike):
+        raise InputError(
+            f"`data` must be one of {list(SOURCES)} or a path. Received: data={shown(data)}"
+        )
     if data in SOURCES:
         if validation is not None or test is not None:
             raise InputError(
                 f"`validation` and `test` are fixed for {data!r}: leave them out. "
-                f"Received: validation={validation}, test={test}"
+                f"Received: validation={shown(validation)}, test={shown(test)}"
             )
         return SOURCES[str(data)](**options)
     if Path(data).suffix != ".npz":
@@ -68,13 +72,17 @@ def load_splits(
             f"`data` must be one of {list(SOURCES)} or the path of a motion archive (.npz). "
             f"Received: data={str(data)!r}"
         )
+    if validation is not None:
+        validation = check_integers("validation", validation, least=0)
+    if test is not None:
+        test = check_integers("test", test, least=0)
     archive = load_archive(data)
     if human36m.is_human36m(archive):
         return human36m.split(archive, validation=validation, test=test, **options)
     if not validation or not test:
         raise InputError(
             "`validation` and `test` must name subjects of the archive. "
-            f"Received: validation={validation}, test={test}"
+            f"Received: validation={shown(validation)}, test={shown(test)}"
         )
     poses = observe(archive, None if archive.views else four_cameras, **options)
     return _split(Path(data).stem, poses, validation, test)

@@ -8,20 +8,27 @@ import itertools
 import json
 import math
 import os
+import re
 import tomllib
-import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from keras_wsgcn import schemes
 from keras_wsgcn.budget import count_flops, count_params, solve_channels
-from keras_wsgcn.errors import InputError, check_choice, check_integer, check_number
+from keras_wsgcn.errors import (
+    InputError,
+    check_choice,
+    check_integer,
+    check_integers,
+    shown,
+)
 from keras_wsgcn.recipes import RECIPES, TrainConfig
+from keras_wsgcn.studies.search import SETTINGS, Search, check_keys, corners, search_from
 
-# What an objective can be; all of them are minimised.
-OBJECTIVES = ("val_mpjpe_mm", "params", "forward_mflop", "latency_ms")
 # How a cell can say its size; they exclude each other.
 SIZES = ("budget", "channels", "forward_mflop")
 _DATA_OPTIONS = {
@@ -34,76 +41,8 @@ _DATA_OPTIONS = {
     "test": (list,),
     "seed": (int,),
 }
-_SETTINGS = tuple(f.name for f in fields(TrainConfig) if f.name not in ("seed", "skeleton"))
-
-
-@dataclass(frozen=True)
-class Range:
-    """What a searched parameter can be.
-
-    Args:
-        low: smallest value.
-        high: largest value.
-        log: whether to search its logarithm.
-        choices: the values, instead of `low` and `high`; `"all"` for the scheme means every one.
-
-    Raises:
-        InputError: if it is neither, or empty.
-    """
-
-    low: float | None = None
-    high: float | None = None
-    log: bool = False
-    choices: tuple = ()
-
-    def __post_init__(self):
-        if self.choices:
-            if self.low is not None or self.high is not None or self.log:
-                raise InputError(
-                    "`choices` must stand alone, without low, high and log. "
-                    f"Received: {asdict(self)}"
-                )
-            return
-        check_number("low", self.low, below=math.inf)
-        check_number("high", self.high, least=self.low or -math.inf, below=math.inf)
-        if self.log:
-            check_number("low", self.low, above=0, below=math.inf)
-
-
-@dataclass(frozen=True)
-class Search:
-    """How Optuna searches in each cell.
-
-    Args:
-        trials: how many trials each cell gets.
-        objectives: what to minimise: `"val_mpjpe_mm"`, `"params"`, `"forward_mflop"` or
-            `"latency_ms"`. One of them, or several with a Pareto front.
-        space: the range of each searched setting of `TrainConfig`.
-        prune: whether hopeless trials end early; only with one objective.
-        seed: of the sampler.
-
-    Raises:
-        InputError: if a value is out of range.
-    """
-
-    trials: int
-    space: Mapping[str, Range]
-    objectives: tuple[str, ...] = ("val_mpjpe_mm",)
-    prune: bool = True
-    seed: int = 0
-
-    def __post_init__(self):
-        check_integer("trials", self.trials, least=1)
-        check_integer("seed", self.seed, least=0)
-        for objective in self.objectives:
-            check_choice("objectives", objective, OBJECTIVES)
-        if not self.objectives or len(set(self.objectives)) < len(self.objectives):
-            raise InputError(
-                f"`objectives` must be one or more of {list(OBJECTIVES)}, each once. "
-                f"Received: objectives={list(self.objectives)}"
-            )
-        if not self.space:
-            raise InputError("`space` must have a parameter to search. Received: space={}")
+MAX_CELLS, MAX_SPEC_BYTES = 10_000, 1 << 20  # more is a slip of the pen
+_FILE_NAME = re.compile(r"\w[\w .+=-]{0,99}")
 
 
 @dataclass(frozen=True)
@@ -152,19 +91,26 @@ class StudySpec:
     paper_table: int | None = None
 
     def __post_init__(self):
+        for name in ("name", "title", "note"):
+            value = getattr(self, name)
+            if not isinstance(value, str) or (name == "name" and not value):
+                raise InputError(f"`{name}` must be a string. Received: {name}={shown(value)}")
+        if self.paper_table is not None:
+            check_integer("paper_table", self.paper_table, least=1)
         check_choice("recipe", self.recipe, RECIPES)
-        _check_keys("data", self.data, _DATA_OPTIONS)
+        check_keys("data", self.data, _DATA_OPTIONS)
         if "source" not in self.data:
-            raise InputError(f"`data` must name a `source`. Received: data={dict(self.data)}")
+            raise InputError(
+                f"`data` must name a `source`. Received: data={shown(dict(self.data))}"
+            )
         for name, value in self.data.items():
             if not isinstance(value, _DATA_OPTIONS[name]):
                 kinds = " or ".join(kind.__name__ for kind in _DATA_OPTIONS[name])
-                raise InputError(f"`data.{name}` must be {kinds}. Received: {name}={value!r}")
-        for seed in self.seeds:
-            check_integer("seeds", seed, least=0)
-        _check_keys("config", self.config, (*_SETTINGS, "skeleton", "forward_mflop"))
+                raise InputError(f"`data.{name}` must be {kinds}. Received: {name}={shown(value)}")
+        check_integers("seeds", self.seeds, least=0)
+        check_keys("config", self.config, (*SETTINGS, "skeleton", "forward_mflop"))
         for block in self.grid:
-            _check_keys("grid", block, (*_SETTINGS, "forward_mflop"))
+            check_keys("grid", block, (*SETTINGS, "forward_mflop"))
         if self.search:
             self._check_search(self.search)
         if self.tuned_by:
@@ -175,7 +121,7 @@ class StudySpec:
     def _check_search(self, search: Search) -> None:
         if not self.seeds:
             raise InputError("`seeds` must hold the seed of the search. Received: seeds=[]")
-        _check_keys("search.space", search.space, _SETTINGS)
+        check_keys("search.space", search.space, SETTINGS)
         searched = [name for name in SIZES if name in search.space]
         for name in search.space:
             if any(name in block for block in self.grid):
@@ -210,13 +156,16 @@ class StudySpec:
     def cells(self) -> list[Cell]:
         """What the study trains, in the order of the grid."""
         start = RECIPES[self.recipe]
+        count = sum(math.prod(len(_values(*item)) for item in block.items()) for block in self.grid)
+        if count > MAX_CELLS:
+            raise InputError(f"`grid` must have at most {MAX_CELLS} cells. Received: {count}")
         settings = [
             dict(zip(block, values, strict=True))
             for block in self.grid
             for values in itertools.product(*(_values(*item) for item in block.items()))
         ]
         names = list(dict.fromkeys(name for setting in settings for name in setting))
-        varying = [n for n in names if len({str(setting.get(n)) for setting in settings}) > 1]
+        varying = [n for n in names if len({shown(setting.get(n)) for setting in settings}) > 1]
         cells = [
             Cell(
                 _label(setting, varying or names),
@@ -226,12 +175,12 @@ class StudySpec:
         ]
         if len({cell.label for cell in cells}) < len(cells):
             labels = [cell.label for cell in cells]
-            raise InputError(f"`grid` must hold each cell once. Received: {labels}")
+            raise InputError(f"`grid` must hold each cell once. Received: {shown(labels)}")
         return cells
 
     def get_config(self) -> dict[str, Any]:
         """The study as JSON and TOML can hold it; `from_config` reads it back."""
-        return _without_none(json.loads(json.dumps(asdict(self))))
+        return _without_none(json.loads(json.dumps(asdict(self), default=_plain)))
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "StudySpec":
@@ -240,23 +189,23 @@ class StudySpec:
         Raises:
             InputError: if a key is unknown or a value out of range; the message names the key.
         """
-        _check_keys("study", config, [f.name for f in fields(cls)])
+        check_keys("study", config, [f.name for f in fields(cls)])
         values = dict(config)
         for name, kind in (("data", Mapping), ("config", Mapping), ("grid", list)):
             wanted = "table" if kind is Mapping else "list of tables"
             if name in values and not isinstance(values[name], kind):
-                raise InputError(f"`{name}` must be a {wanted}. Received: {values[name]!r}")
+                raise InputError(f"`{name}` must be a {wanted}. Received: {shown(values[name])}")
         if "data" not in values:
-            raise InputError(f"`data` must be given. Received: keys {sorted(values)}")
+            raise InputError(f"`data` must be given. Received: keys {shown(list(values))}")
         values["grid"] = tuple(values.get("grid") or [{}])
         if not all(isinstance(block, Mapping) for block in values["grid"]):
-            raise InputError(f"`grid` must be a list of tables. Received: {values['grid']!r}")
+            raise InputError(f"`grid` must be a list of tables. Received: {shown(values['grid'])}")
         if isinstance(seeds := values.get("seeds", [0]), list):
             values["seeds"] = tuple(seeds)
         else:
-            raise InputError(f"`seeds` must be a list of integers. Received: seeds={seeds!r}")
+            raise InputError(f"`seeds` must be a list of integers. Received: seeds={shown(seeds)}")
         if "search" in values:
-            values["search"] = _search(values["search"])
+            values["search"] = search_from(values["search"])
         if "tuned_by" in values:
             values["tuned_by"] = cls.from_config(values["tuned_by"])
         return cls(**values)
@@ -275,20 +224,50 @@ def load_spec(path: str | os.PathLike, **changes: Any) -> StudySpec:
     Raises:
         InputError: if the file is no study; the message names the file and the key.
     """
-    path = Path(path)
-    try:
-        config = tomllib.loads(path.read_text(encoding="utf-8"))
-        if isinstance(tuning := config.get("tuned_by"), str):
-            config["tuned_by"] = load_spec(path.with_name(f"{tuning}.toml")).get_config()
-        return StudySpec.from_config({"name": path.stem, **config, **changes})
-    except FileNotFoundError:
+    return _load_spec(Path(path), changes, ())
+
+
+def _load_spec(path: Path, changes: Mapping[str, Any], above: tuple[Path, ...]) -> StudySpec:
+    """The study in a file; `above` are the files that it tunes, which it cannot be tuned by."""
+    if not path.exists():
         found = sorted(str(p) for p in path.parent.glob("*.toml"))
         raise InputError(
             f"`spec` must be a TOML file, such as {found or 'studies/table3.toml'}. "
             f"Received: spec={str(path)!r}"
-        ) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, InputError) as error:
+        )
+    config = _parsed(path)
+    try:
+        if isinstance(tuning := config.get("tuned_by"), str):
+            if not _FILE_NAME.fullmatch(tuning) or path in above:
+                raise InputError(
+                    "`tuned_by` must be the name of another file beside it, which is not tuned by "
+                    f"this one. Received: tuned_by={shown(tuning)}"
+                )
+            beside = path.with_name(f"{tuning}.toml")
+            config["tuned_by"] = _load_spec(beside, {}, (*above, path)).get_config()
+        return StudySpec.from_config({"name": path.stem, **config, **changes})
+    except InputError as error:
         raise InputError(f"{path}: {error}") from None
+
+
+def _parsed(path: Path) -> dict[str, Any]:
+    try:
+        if not path.is_file() or path.stat().st_size > MAX_SPEC_BYTES:
+            raise ValueError(f"it is no regular file of at most {MAX_SPEC_BYTES} bytes")
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    # Numbers with too many digits are ValueErrors too; arrays can be nested too deeply.
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(
+            f"{path}: `spec` must be a TOML file that can be read ({error}). "
+            f"Received: spec={str(path)!r}"
+        ) from None
+
+
+def _plain(value: Any) -> Any:
+    """A number of NumPy's as one of Python's, which JSON can hold."""
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(type(value).__name__)
 
 
 def _without_none(value: Any) -> Any:
@@ -333,57 +312,6 @@ def solve(config: TrainConfig) -> dict[str, Any]:
     }
 
 
-def corners(space: Mapping[str, Range]) -> Iterable[dict[str, Any]]:
-    """The settings with every parameter at its lowest, and at its highest, and every choice."""
-    ends = {name: bounds.choices or (bounds.low, bounds.high) for name, bounds in space.items()}
-    for number in range(max(map(len, ends.values()))):
-        yield {name: values[min(number, len(values) - 1)] for name, values in ends.items()}
-
-
-def is_integer(name: str) -> bool:
-    """Whether a setting of `TrainConfig` is a whole number."""
-    hint = typing.get_type_hints(TrainConfig)[name]
-    kinds = set(typing.get_args(hint) or (hint,)) - {type(None)}
-    return kinds == {int}
-
-
-def _search(table: Any) -> Search:
-    if not isinstance(table, Mapping):
-        raise InputError(f"`search` must be a table. Received: search={table!r}")
-    _check_keys("search", table, [f.name for f in fields(Search)])
-    values = dict(table)
-    if missing := [name for name in ("trials", "space") if name not in values]:
-        raise InputError(f"`search.{missing[0]}` must be given. Received: {sorted(values)}")
-    if not isinstance(values["space"], Mapping):
-        raise InputError(f"`search.space` must be a table. Received: {values['space']!r}")
-    values["objectives"] = tuple(values.get("objectives", Search.objectives))
-    values["space"] = {name: _range(name, item) for name, item in values["space"].items()}
-    return Search(**values)
-
-
-def _range(name: str, table: Any) -> Range:
-    known = [f.name for f in fields(Range)]
-    if not isinstance(table, Mapping):
-        raise InputError(f"`search.space.{name}` must be a table of {known}. Received: {table!r}")
-    _check_keys(f"search.space.{name}", table, known)
-    try:
-        found = Range(**{**table, "choices": _choices(name, table.get("choices", []))})
-    except InputError as error:
-        raise InputError(f"In `search.space.{name}`: {error}") from None
-    numeric = name in _SETTINGS and not found.choices
-    if numeric and is_integer(name) and any(v != int(v) for v in (found.low, found.high)):  # type: ignore[arg-type]
-        raise InputError(f"`search.space.{name}` must have whole numbers. Received: {dict(table)}")
-    return found
-
-
-def _choices(name: str, choices: Any) -> tuple:
-    if name == "scheme" and choices == "all":
-        return tuple(schemes.SCHEMES)
-    if not isinstance(choices, list):
-        raise InputError(f"`choices` must be a list. Received: choices={choices!r}")
-    return tuple(choices)
-
-
 def _values(name: str, value: Any) -> list[Any]:
     if name == "scheme" and value == "all":
         return list(schemes.SCHEMES)
@@ -400,10 +328,6 @@ def _label(setting: Mapping[str, Any], names: Iterable[str]) -> str:
 
 
 def _short(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _check_keys(name: str, table: Mapping[str, Any], known: Iterable[str]) -> None:
-    known = list(known)
-    if unknown := [key for key in table if key not in known]:
-        raise InputError(f"`{name}` must have keys among {known}. Received: {unknown}")
+    if isinstance(value, float):
+        return f"{value:g}"
+    return value if isinstance(value, str) else shown(value, 200)

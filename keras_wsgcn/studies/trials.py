@@ -19,7 +19,8 @@ from keras_wsgcn.data.sources import load_splits
 from keras_wsgcn.evaluation import ERRORS, evaluate, headline
 from keras_wsgcn.recipes import TrainConfig
 from keras_wsgcn.saving import read_metadata
-from keras_wsgcn.studies.spec import Search, is_integer, solve, with_settings
+from keras_wsgcn.studies.search import Search, is_integer
+from keras_wsgcn.studies.spec import solve, with_settings
 from keras_wsgcn.training import DivergenceError, TrainResult, environment, train
 
 _LATENCY_CALLS = 100
