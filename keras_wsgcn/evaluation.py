@@ -1,15 +1,19 @@
 """Evaluating a lifter: the errors of every pose, and tables by action and by subject."""
 
+import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
 import pandas as pd
 
-from keras_wsgcn import metrics
-from keras_wsgcn.data.poses import PoseDataset
-from keras_wsgcn.errors import InputError, check_choice
+from keras_wsgcn import metrics, skeletons
+from keras_wsgcn.data.poses import PoseDataset, Splits
+from keras_wsgcn.data.sources import load_splits
+from keras_wsgcn.errors import InputError, check_choice, shown
 from keras_wsgcn.training import predict
 
 # Tables 5, 6 and 7 of the paper: Human3.6M by action.
@@ -22,6 +26,56 @@ ERRORS = {
     "pck150_percent": metrics.pck,
     "auc_percent": metrics.auc,
 }
+
+
+# What `config.json` says of the data beside how it is loaded.
+_DATA_FACTS = ("name", "train_poses")
+_DATA_OPTIONS = {"source", "validation", "test", "stride", "noise_px", "seed"}
+_CMU_OPTIONS = {"train_cameras", "mixed_trunks"}
+MAX_RECORD_BYTES = 1 << 20
+
+
+def read_run(folder: str | os.PathLike) -> dict[str, Any]:
+    """What a run's `config.json` says: `config`, `data` and, of newer runs, `environment`.
+
+    Raises:
+        InputError: if the folder holds no run.
+    """
+    path = Path(folder) / "config.json"
+    try:
+        if not path.is_file() or path.stat().st_size > MAX_RECORD_BYTES:
+            raise ValueError(f"{path} is no regular file of at most {MAX_RECORD_BYTES} bytes")
+        record = json.loads(path.read_text(encoding="utf-8"))
+        for name in ("config", "data"):
+            if not isinstance(record, dict) or not isinstance(record.get(name), dict):
+                raise ValueError(f"{path} must hold an object `{name}`")
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(
+            "`run` must be the folder of a run, with a config.json that can be read "
+            f"({error}). Received: run={str(folder)!r}"
+        ) from None
+    return record
+
+
+def load_run_data(folder: str | os.PathLike) -> Splits:
+    """The data that a run was trained on, as its `config.json` says.
+
+    Raises:
+        InputError: if the folder holds no run, or its data cannot be loaded.
+    """
+    record = read_run(folder)
+    options = {key: value for key, value in record["data"].items() if key not in _DATA_FACTS}
+    try:
+        source = options.pop("source", None)
+        known = _DATA_OPTIONS | (_CMU_OPTIONS if source == "cmu24" else set())
+        if unknown := sorted(set(options) - known):
+            raise InputError(
+                f"`data` must have keys among {sorted(known)}. Received: {shown(unknown)}"
+            )
+        skeleton = skeletons.get(record["config"].get("skeleton"))
+        return load_splits(source, skeleton=skeleton, **options)
+    except InputError as error:
+        raise InputError(f"{Path(folder) / 'config.json'}: {error}") from None
 
 
 def evaluate(model: keras.Model, poses: PoseDataset) -> pd.DataFrame:

@@ -4,7 +4,6 @@ The second, beside the first and ending in _groups.csv, has the errors by action
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ import pandas as pd
 from cli import run
 
 from keras_wsgcn.errors import InputError
+from keras_wsgcn.evaluation import read_run
 from keras_wsgcn.files import write_text
 from keras_wsgcn.saving import read_metadata
 
@@ -24,15 +24,26 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def read_run(folder: Path) -> tuple[dict, pd.DataFrame]:
+def read_row(folder: Path) -> tuple[dict, pd.DataFrame]:
     """The row of a run, and its errors by group."""
     if not (folder / "metrics.csv").is_file():
         raise InputError(
             "`runs` must be folders that evaluate.py has written metrics.csv into. "
             f"Received: {str(folder)!r}"
         )
-    record = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    metadata = read_metadata(folder / "best.keras")
+    record, metadata = read_run(folder), read_metadata(folder / "best.keras")
+    try:
+        return _row(folder, record, metadata)
+    # What is missing or of another kind in files of any origin; pandas raises ValueErrors.
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(
+            f"`runs` must be folders of evaluated runs; {folder} has a config.json, best.keras or "
+            f"metrics.csv that lacks something or has it otherwise ({type(error).__name__}: "
+            f"{error}). Received: {str(folder)!r}"
+        ) from None
+
+
+def _row(folder: Path, record: dict, metadata: dict) -> tuple[dict, pd.DataFrame]:
     history, environment = metadata["training"]["history"], record["environment"]
     row = {
         "run": folder.name,
@@ -57,7 +68,7 @@ def read_run(folder: Path) -> tuple[dict, pd.DataFrame]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     options = parse(argv)
-    rows, groups = zip(*(read_run(folder) for folder in options.runs), strict=True)
+    rows, groups = zip(*(read_row(folder) for folder in options.runs), strict=True)
     beside = options.output.with_name(f"{options.output.stem}_groups.csv")
     for path, frame in ((options.output, pd.DataFrame(rows)), (beside, pd.concat(groups))):
         write_text(path, frame.to_csv(index=False, float_format="%.6g"))

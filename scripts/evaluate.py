@@ -4,7 +4,6 @@ Writes metrics.csv, and pictures on request, into the run's folder.
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,13 +12,18 @@ import pandas as pd
 from cli import run
 
 from keras_wsgcn.data.cmu import SEEN_ACTIONS
-from keras_wsgcn.data.poses import PoseDataset, Splits
-from keras_wsgcn.data.sources import load_splits
-from keras_wsgcn.errors import InputError
-from keras_wsgcn.evaluation import evaluate, headline, paper_tables, table_by, worst_median_best
+from keras_wsgcn.data.poses import PoseDataset
+from keras_wsgcn.evaluation import (
+    evaluate,
+    headline,
+    load_run_data,
+    paper_tables,
+    read_run,
+    table_by,
+    worst_median_best,
+)
 from keras_wsgcn.files import write_text
 from keras_wsgcn.saving import load_model
-from keras_wsgcn.skeletons import get as get_skeleton
 from keras_wsgcn.training import predict
 
 
@@ -33,21 +37,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def load_run_data(folder: Path) -> tuple[dict, Splits]:
-    path = folder / "config.json"
-    if not path.is_file():
-        raise InputError(
-            f"`run` must be the folder of a run, with a config.json. Received: run={str(folder)!r}"
-        )
-    record = json.loads(path.read_text(encoding="utf-8"))
-    options = {k: v for k, v in record["data"].items() if k not in ("name", "train_poses")}
-    skeleton = get_skeleton(record["config"]["skeleton"])
-    return record, load_splits(options.pop("source"), skeleton=skeleton, **options)
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     options = parse(argv)
-    record, splits = load_run_data(options.run)
+    record, splits = read_run(options.run), load_run_data(options.run)
     file = "last.keras" if options.last else "best.keras"
     model = load_model(options.run / file, compile=False)
     seen = SEEN_ACTIONS if splits.name == "cmu24" else ()
@@ -70,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     frame = pd.concat(tables, ignore_index=True)
     frame = frame[["split", "by", *[c for c in frame if c not in ("split", "by")]]]
     write_text(options.run / "metrics.csv", frame.to_csv(index=False))
-    print(f"\n{record['config']['scheme']}: metrics in {options.run / 'metrics.csv'}")
+    print(f"\n{record['config'].get('scheme')}: metrics in {options.run / 'metrics.csv'}")
     if options.pictures:
         draw(options.run, model, splits.test, errors)
 

@@ -239,7 +239,7 @@ def test_missing_array(tmp_path, arrays, name):
         ("meta_key", np.array(["S002/../02_01", "S131/Jumping/131_03b"]), "S002/../02_01"),
         ("meta_key", np.array(["../../etc/x", "S131/Jumping/131_03b"]), "../../etc/x"),
         ("meta_key", np.array(["/S002/Walking/02_01", "S131/Jumping/131_03b"]), "`meta_key`"),
-        ("meta_key", np.array(["S131/Jumping/131_03b"] * 2), "`meta_key` says 'S131"),
+        ("meta_key", np.array(["S131/Jumping/131_03b"] * 2), "`meta_key` must have each key once"),
         ("meta_action", np.array(["..", "Jumping"]), "`action` must be"),
         ("parents", np.zeros(17, "int32"), "`parents` must hold"),
         ("joint_names", np.array(["a"]), "`joint_names` must hold"),

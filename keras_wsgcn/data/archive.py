@@ -4,16 +4,14 @@ What is read is checked before it is used: sizes before bytes, dtypes before arr
 """
 
 import dataclasses
-import io
 import math
 import os
 import re
 import zipfile
-import zlib
 from collections.abc import Container, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -23,7 +21,9 @@ from keras_wsgcn.errors import InputError, check_number, shown
 from keras_wsgcn.files import atomic_path
 from keras_wsgcn.skeletons import Skeleton
 
-MAX_BYTES = 2 * 2**30  # of all members together, as declared; Human3.6M needs a fifth of it
+MAX_BYTES = 2**29  # of all members together, as declared; Human3.6M with its 2D poses has 400 MB
+# Of an array that lists what the sequences are: its bytes, and its rows.
+MAX_META_BYTES, MAX_ROWS = 2**26, 100_000
 MAX_MEMBERS = 100_000
 MAX_POSE_METRES = 10.0  # a person spans 2.5; in centimetres or inches that is far above
 
@@ -32,6 +32,10 @@ _META = {  # name: kinds of dtype that it may have
     "meta_description": "U", "meta_fps": "f", "meta_source_file": "U", "meta_source_kind": "U",
 }  # fmt: skip
 _HEADER = {"joint_names": "U", "parents": "iu", "units": "U", "up_axis": "U"}
+_NPY_HEADERS = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+}
 _NAME = re.compile(r"\w[\w .,+()=-]{0,99}")
 _KEY = re.compile(r"S(\d{3,9})/([^/]+)/([^/]+)")
 
@@ -206,9 +210,13 @@ def load_archive(path: str | os.PathLike) -> MotionArchive:
     """
     path = Path(path)
     try:
+        if path.exists() and not path.is_file():  # a pipe would be waited for
+            raise OSError("it is no regular file")
         with zipfile.ZipFile(path) as file:
             return _archive_from(_Members(path, file))
-    except (OSError, zipfile.BadZipFile) as error:
+    except InputError:
+        raise
+    except Exception as error:  # whatever zipfile makes of bytes that are no archive
         raise _refusal(path, f"it could not be opened ({error})") from None
 
 
@@ -235,40 +243,50 @@ class _Members:
         if name not in self.infos:
             raise _refusal(self.path, f"the array `{name}` is missing")
         try:
-            stream = io.BytesIO(self.file.read(self.infos[name]))
-            shape, dtype = self._declared(name, stream)
-            array = np.lib.format.read_array(stream, allow_pickle=False)
+            with self.file.open(self.infos[name]) as stream:
+                return self._checked(name, stream, kinds, ndim)
         except InputError:
             raise
-        except (ValueError, EOFError, OSError, RuntimeError, zipfile.BadZipFile, zlib.error) as e:
-            raise _refusal(self.path, f"the array `{name}` is damaged ({e})") from None
+        except Exception as error:  # whatever zipfile and NumPy make of damaged bytes
+            raise _refusal(self.path, f"the array `{name}` is damaged ({error})") from None
+
+    def _checked(self, name: str, stream: IO[bytes], kinds: str, ndim: int) -> np.ndarray:
+        """The array in a stream: its header is checked before anything is given memory."""
+        version = np.lib.format.read_magic(stream)
+        if version not in _NPY_HEADERS:
+            raise ValueError(f"unknown version {version} of the npy format")
+        shape, by_columns, dtype = _NPY_HEADERS[version](stream)
+        if dtype.hasobject:
+            raise _refusal(
+                self.path, f"the array `{name}` holds pickled objects, which are never loaded"
+            )
+        present = self.infos[name].file_size - stream.tell()
+        if math.prod(shape) * dtype.itemsize != present:
+            raise ValueError(f"shape {shape} of {dtype} does not fit its {present} bytes")
         if dtype.kind not in kinds or len(shape) != ndim:
             raise _refusal(
                 self.path,
                 f"the array `{name}` must have {ndim} dimensions and a dtype of kind "
                 f"{' or '.join(kinds)}, not shape {shape} and dtype {dtype}",
             )
+        # As Python's strings and numbers an array takes many times its bytes.
+        if dtype.kind != "f" and (present > MAX_META_BYTES or math.prod(shape) > MAX_ROWS):
+            raise _refusal(self.path, f"the array `{name}` is larger than any list of sequences")
+        array = np.empty(shape, dtype, order="F" if by_columns else "C")
+        _fill(array.reshape(-1, order="A"), stream)
         return array
 
-    def _declared(self, name: str, stream: io.BytesIO) -> tuple[tuple[int, ...], np.dtype]:
-        # NumPy allocates what the header declares before it reads, so the header is read first.
-        readers = {
-            (1, 0): np.lib.format.read_array_header_1_0,
-            (2, 0): np.lib.format.read_array_header_2_0,
-        }
-        version = np.lib.format.read_magic(stream)
-        if version not in readers:
-            raise ValueError(f"unknown version {version} of the npy format")
-        shape, _, dtype = readers[version](stream)
-        if dtype.hasobject:
-            raise _refusal(
-                self.path, f"the array `{name}` holds pickled objects, which are never loaded"
-            )
-        present = stream.getbuffer().nbytes - stream.tell()
-        if math.prod(shape) * dtype.itemsize != present:
-            raise ValueError(f"shape {shape} of {dtype} does not fit its {present} bytes")
-        stream.seek(0)
-        return shape, dtype
+
+def _fill(array: np.ndarray, stream: IO[bytes]) -> None:
+    """Reads the bytes of an array, in pieces: unpacked as a whole they would take them twice."""
+    left = memoryview(array.view(np.uint8) if array.size else b"")
+    while left:
+        piece = stream.read(min(len(left), 1 << 20))
+        if not piece:
+            raise EOFError("it ends too early")
+        left[: len(piece)] = piece
+        left = left[len(piece) :]
+    stream.read(1)  # at the end the checksum is compared
 
 
 def _archive_from(members: _Members) -> MotionArchive:
@@ -282,6 +300,9 @@ def _archive_from(members: _Members) -> MotionArchive:
     lengths = {name: len(array) for name, array in meta.items()}
     if len(set(lengths.values())) > 1:
         raise _refusal(path, f"the meta arrays must be of one length, not {lengths}")
+    keys = meta["meta_key"].tolist()
+    if len(set(keys)) < len(keys):  # each would be read again
+        raise _refusal(path, "`meta_key` must have each key once")
     try:
         skeleton = _skeleton_of(header)
         rows = zip(*(array.tolist() for array in meta.values()), strict=True)

@@ -11,7 +11,8 @@ from typing import IO, Any
 
 import numpy as np
 
-MAX_ENCODED = 2**30  # bytes made out of text, in pickles of old protocols
+MAX_ENCODED = 2**29  # bytes made out of text, in pickles of old protocols
+MAX_PIECE = 2**26  # bytes of one argument; the longest take has under 5 MB
 MAX_OPERATIONS = 1_000_000  # of one pickle; the largest real one has about 20,000
 _MAX_DIMENSIONS = 4
 
@@ -46,7 +47,7 @@ def unpickle(stream: IO[bytes]) -> Any:
         ValueError: if it is damaged.
     """
     machine = _Machine()
-    for count, (operation, argument, _) in enumerate(pickletools.genops(stream)):
+    for count, (operation, argument, _) in enumerate(pickletools.genops(_Pieces(stream))):
         if count >= MAX_OPERATIONS:
             raise PickleError(f"has more than {MAX_OPERATIONS} operations")
         machine.step(operation.name, argument)
@@ -56,6 +57,19 @@ def unpickle(stream: IO[bytes]) -> Any:
     if isinstance(outer, PickledArray) and isinstance(outer.value, _Held):
         return outer.value.content
     raise PickleError("must be an array that holds one object")
+
+
+class _Pieces:
+    """A stream that gives nothing huge at once: unpacking it would take its size twice."""
+
+    def __init__(self, stream: IO[bytes]):
+        self.readline = stream.readline
+        self._read = stream.read
+
+    def read(self, size: int) -> bytes:
+        if size > MAX_PIECE:
+            raise ValueError(f"a piece of {size} bytes, more than {MAX_PIECE}")
+        return self._read(size)
 
 
 class _Held:

@@ -7,10 +7,7 @@ import json
 import math
 import os
 import re
-import struct
-import tokenize
 import zipfile
-import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -25,11 +22,12 @@ from keras_wsgcn.data.keypoints import (
     KeypointTrack,
     get_format,
 )
-from keras_wsgcn.errors import InputError
+from keras_wsgcn.errors import InputError, shown
 
 MAX_BYTES = 512 * 2**20  # of a file, packed or unpacked
 MAX_FRAME_BYTES = 16 * 2**20  # of a file that holds one frame
 MAX_DETECTIONS = 2_000_000  # people times frames
+MAX_NUMBERS = 2**25  # of an array, which becomes float64: 256 MiB, three hours of 33 joints
 
 _SUFFIX = re.compile(r"\.[A-Za-z]\w*$")  # of a file, not the `.000012` of a frame
 
@@ -38,11 +36,6 @@ _NPY_HEADERS = {
     (1, 0): np.lib.format.read_array_header_1_0,
     (2, 0): np.lib.format.read_array_header_2_0,
 }
-# What NumPy and the zip reader raise on damaged files; a header is parsed as a Python literal.
-_DAMAGE = (
-    OSError, ValueError, EOFError, RuntimeError, MemoryError, TypeError, OverflowError,
-    SyntaxError, tokenize.TokenError, zipfile.BadZipFile, zlib.error, KeyError, struct.error,
-)  # fmt: skip
 
 
 def read_keypoints(
@@ -232,6 +225,7 @@ def _array_tracks(path: Path, row: KeypointFormat) -> tuple[KeypointTrack, ...]:
 def _read_array(path: Path) -> np.ndarray:
     """The one array of a file, its header checked before it is given memory, never a pickle."""
     try:
+        _check_regular(path)
         if path.suffix == ".npy":
             with open(path, "rb") as file:
                 return _checked_array(path, file, os.fstat(file.fileno()).st_size)
@@ -246,7 +240,7 @@ def _read_array(path: Path) -> np.ndarray:
                 return _checked_array(path, file, info.file_size)
     except InputError:
         raise
-    except _DAMAGE as error:
+    except Exception as error:  # whatever zipfile and NumPy make of damaged bytes
         # NumPy's messages can have several lines.
         raise _refusal(path, f"it could not be read ({' '.join(str(error).split())})") from None
 
@@ -260,9 +254,14 @@ def _checked_array(path: Path, file: IO[bytes], size: int) -> np.ndarray:
     shape, fortran, dtype = _NPY_HEADERS[version](file)
     if dtype.hasobject:
         raise _refusal(path, "it holds pickled objects, which are never loaded")
-    content = file.read(size)
-    if math.prod(shape) * dtype.itemsize != len(content):
-        raise ValueError(f"shape {shape} of {dtype} does not fit its {len(content)} bytes")
+    present = size - file.tell()
+    if math.prod(shape) * dtype.itemsize != present:
+        raise ValueError(f"shape {shape} of {dtype} does not fit its {present} bytes")
+    if math.prod(shape) > MAX_NUMBERS:  # before they are read: packed they can be small
+        raise _refusal(path, f"it holds more than {MAX_NUMBERS} numbers")
+    content = file.read(present)
+    if len(content) != present or file.read(1):  # at the end the checksum is compared
+        raise ValueError(f"it holds other than the {present} bytes that it declares")
     return np.frombuffer(content, dtype).reshape(shape, order="F" if fortran else "C")
 
 
@@ -273,10 +272,14 @@ def _refusal(path: Path, problem: str) -> InputError:
     return InputError(f"`path` must hold keypoints; {problem}. Received: path={str(path)!r}")
 
 
+def _check_regular(path: Path) -> None:
+    if path.exists() and not path.is_file():  # a pipe would be waited for
+        raise OSError("it is no regular file")
+
+
 def _shown(value: Any) -> str:
     """A value out of a file, short enough for one line."""
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+    return shown(value, 60)
 
 
 def _read_json(path: Path, limit: int) -> Any:
@@ -284,6 +287,7 @@ def _read_json(path: Path, limit: int) -> Any:
         raise ValueError(f"{constant} is no JSON number")
 
     try:
+        _check_regular(path)
         with open(path, "rb") as file:
             content = file.read(limit + 1)
         if len(content) > limit:

@@ -3,6 +3,7 @@
 Which bone is which joint, units and axes are tables: another source needs a table, not code.
 """
 
+import math
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -303,7 +304,7 @@ def _motion(
 def _step(source_fps: float, fps: float) -> int:
     """Every how many frames one is kept."""
     ratio = source_fps / fps if fps > 0 else 0.0
-    if round(ratio) < 1 or abs(ratio / round(ratio) - 1) > 0.02:
+    if not math.isfinite(ratio) or round(ratio) < 1 or abs(ratio / round(ratio) - 1) > 0.02:
         raise InputError(
             f"`fps` must be the {source_fps:.6g} frames per second of the file, divided by a "
             f"whole number. Received: fps={fps!r}"

@@ -36,11 +36,15 @@ class TextFile:
 
     def text(self) -> str:
         try:
+            if self.path.exists() and not self.path.is_file():  # a pipe would be waited for
+                raise self.refusal("it is no regular file")
             if self.path.stat().st_size > MAX_FILE_BYTES:
                 raise self.refusal(f"it is larger than {MAX_FILE_BYTES} bytes")
             return self.path.read_text(encoding="utf-8-sig", errors="replace")
-        except OSError as error:
-            raise self.refusal(error.strerror or str(error)) from None
+        except InputError:
+            raise
+        except (OSError, ValueError) as error:  # a ValueError for a zero byte in the name
+            raise self.refusal(getattr(error, "strerror", None) or str(error)) from None
 
     def lines(self) -> Iterator[tuple[int, list[str]]]:
         """Number and words of every line that is neither empty nor a comment."""

@@ -95,6 +95,8 @@ def views_from(read: ReadArray) -> tuple[dict[str, tuple[View, ...]], str]:
         InputError: if the arrays do not fit together.
     """
     names = read(LIST_NAME, "U", 1).tolist()
+    if len(set(names)) < len(names):  # each would be read again
+        raise InputError(f"`{LIST_NAME}` must have each view once. Received: some twice")
     columns = {"lens": read("camera_lens", "U", 1)}
     for field, (kinds, ndim) in _CAMERA_ARRAYS.items():
         columns[field] = read(f"camera_{field}", kinds, ndim)

@@ -21,7 +21,7 @@ from keras_wsgcn.serving.config import served_models, versions
 
 _MAX_BODY = 256 << 20
 _PATH = re.compile(
-    r"/v1/models/(?P<name>[^/:]+)(?:/versions/(?P<version>\d+))?(?P<what>:predict|/metadata|)"
+    r"/v1/models/(?P<name>[^/:]+)(?:/versions/(?P<version>[0-9]{1,18}))?(?P<what>:predict|/metadata|)"
 )
 DEFAULT_SIGNATURE = "serving_default"
 HTTP_STATUS = {"INVALID_ARGUMENT": 400, "NOT_FOUND": 404}
@@ -166,10 +166,12 @@ def _handler(stand_in: StandIn) -> type[BaseHTTPRequestHandler]:
             self._answer(b"")
 
         def do_POST(self) -> None:
-            length = int(self.headers.get("Content-Length") or 0)
+            given = self.headers.get("Content-Length") or "0"
+            # Digits alone: of a negative length the server would read for ever.
+            length = int(given) if re.fullmatch("[0-9]{1,12}", given) else _MAX_BODY + 1
             if length > _MAX_BODY:
                 self.close_connection = True
-                return self._send(413, {"error": f"body of {length} bytes"})
+                return self._send(413, {"error": f"body of {given[:20]} bytes"})
             return self._answer(self.rfile.read(length))
 
         def _answer(self, body: bytes) -> None:
@@ -213,7 +215,7 @@ def _rest_answer(stand_in: StandIn, method: str, path: str, body: bytes) -> dict
 def _parsed(body: bytes) -> dict[str, Any]:
     try:
         request = json.loads(body)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # a RecursionError where it is nested too deeply
         raise Refusal("INVALID_ARGUMENT", f"JSON Parse error: {error}") from None
     if not isinstance(request, dict) or ("inputs" in request) == ("instances" in request):
         raise Refusal("INVALID_ARGUMENT", "Missing 'inputs' or 'instances' key")

@@ -11,6 +11,7 @@ from typing import Any
 
 import optuna
 import pandas as pd
+from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial
 
 from keras_wsgcn import schemes
@@ -85,7 +86,11 @@ def read_storage(spec: StudySpec, location: str | os.PathLike) -> StudyResults:
         raise InputError(
             f"`storage` must be what run_study.py has written. Received: storage={str(location)!r}"
         )
-    storage = storages.open_storage(location)
+    with storages.reading(location):
+        return _tables(spec, storages.open_storage(location))
+
+
+def _tables(spec: StudySpec, storage: RDBStorage) -> StudyResults:
     known = set(optuna.get_all_study_names(storage))
     tables: dict[str, list[dict[str, Any]]] = {name: [] for name in _SUFFIXES}
     for name, slots in slots_of(spec).items():

@@ -70,6 +70,26 @@ def open_storage(location: str | os.PathLike, heartbeat_seconds: int | None = No
         ) from None
 
 
+@contextlib.contextmanager
+def reading(location: str | os.PathLike) -> Iterator[None]:
+    """Within it, whatever a damaged or a foreign storage does to Optuna is an `InputError`.
+
+    Raises:
+        InputError: for any exception, with the place of the storage.
+    """
+    place = without_password(str(location))
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{place}: {error}") from None
+    except Exception as error:  # rows that are missing, and values of any other kind
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise InputError(
+            "`storage` must hold trials as the library's studies store them "
+            f"({type(error).__name__}: {reason}). Received: storage={place!r}"
+        ) from None
+
+
 def _make_sqlite(url: str) -> None:
     """Makes a SQLite storage as a whole, tables and versions; refuses a file of something else."""
     import sqlalchemy
@@ -328,7 +348,11 @@ def read_trial(location: str | os.PathLike, number: int, name: str | None = None
         raise InputError(
             f"`storage` must be a SQLite file or a URL. Received: storage={str(location)!r}"
         )
-    storage = open_storage(location)
+    with reading(location):
+        return _read_trial(open_storage(location), number, name)
+
+
+def _read_trial(storage: RDBStorage, number: int, name: str | None) -> FrozenTrial:
     names = optuna.get_all_study_names(storage)
     if (name or (names[0] if len(names) == 1 else None)) not in names:
         raise InputError(f"`study` must be one of {names}. Received: study={name!r}")
