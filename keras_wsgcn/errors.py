@@ -73,10 +73,16 @@ def check_number(
             number = math.inf
         if number >= least and above < number < below:
             return number
-    bounds = [f"of at least {least}"] * (least > -math.inf) + [f"above {above}"] * (
-        above > -math.inf
-    )
-    bounds.append(f"below {below}" if below < math.inf else "finite")
+    bounds = [
+        text
+        for text, is_bounded in (
+            (f"of at least {least}", least > -math.inf),
+            (f"above {above}", above > -math.inf),
+            (f"below {below}", below < math.inf),
+            ("finite", not below < math.inf),
+        )
+        if is_bounded
+    ]
     raise InputError(
         f"`{name}` must be a number {', '.join(bounds)}. Received: {name}={shown(value)}"
     )

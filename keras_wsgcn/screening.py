@@ -18,6 +18,7 @@ from typing import Any
 from keras_wsgcn import schemes, skeletons
 from keras_wsgcn.errors import InputError, Refused, check_integer
 from keras_wsgcn.hdf5 import check_arrays
+from keras_wsgcn.skeletons import MAX_JOINTS
 
 METADATA_MEMBER = "keras_wsgcn.json"
 WEIGHTS_MEMBER = "model.weights.h5"
@@ -28,7 +29,7 @@ MEMBERS = {
     METADATA_MEMBER: 1 << 20,
     WEIGHTS_MEMBER: 1 << 30,
 }
-MAX_LAYERS, MAX_JOINTS, MAX_DEPTH = 2000, 512, 40
+MAX_LAYERS, MAX_BATCH, MAX_DEPTH = 2000, 1 << 16, 40
 
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}")
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}")
@@ -119,8 +120,8 @@ def screen(path: Path) -> ScreenedFile:
     try:
         members = _read_members(path, MEMBERS)
         metadata, config = (_parsed(members, name) for name in (METADATA_MEMBER, "config.json"))
-        compilation = config.pop("compile_config", None) or None
         config = _without_builds(config)
+        compilation = config.pop("compile_config", None) or None
         weights = members[WEIGHTS_MEMBER]
         check_config(config, len(weights))
         count = check_arrays(weights, WEIGHTS_MEMBER)
@@ -260,8 +261,12 @@ def _check_layer(layer: Any) -> str:
     name = _check_name(config.get("name"))
     if layer.get("name", name) != name:
         raise Refused(f"layer {name!r} is also called {layer.get('name')!r}")
-    if layer["class_name"] == "Concatenate" and config.get("axis") not in (-1, 2):
-        raise Refused(f"layer {name!r} must concatenate channels, its last axis")
+    kind = layer["class_name"]
+    if kind == "Concatenate" or kind.endswith("Normalization"):
+        # Of channels the parameters are counted below; of joints or poses nobody would.
+        axis = config.get("axis", -1)
+        if axis not in (-1, 2, [-1], [2]) or isinstance(axis, float):
+            raise Refused(f"layer {name!r} must work on the channels, its last axis")
     rest = {key: value for key, value in layer.items() if key not in ("class_name", "module")}
     try:
         _check_values({**rest, "registered_name": None}, _PARTS)
@@ -365,6 +370,11 @@ def _size(layer: Mapping[str, Any], inputs: list[int]) -> tuple[int, int]:
     try:
         if kind == "InputLayer":
             shape = config.get("batch_shape") or config.get("batch_input_shape")
+            if not isinstance(shape, list) or not 2 <= len(shape) <= 3:
+                raise InputError(f"its shape must be (batch, joints, channels). Received: {shape}")
+            for size in shape[:-1]:
+                if size is not None and check_integer("batch_shape", size, least=1) > MAX_BATCH:
+                    raise InputError(f"`batch_shape` must be at most {MAX_BATCH}. Received: {size}")
             return 0, check_integer("channels", shape[-1], least=1)
         if not inputs:
             raise Refused(f"layer {config['name']!r} has no input")

@@ -527,7 +527,7 @@ def test_files_that_are_too_large_are_refused(tmp_path, monkeypatch):
     [
         ({"frames": [1, 0, 2]}, "`frames` must be rising"),
         ({"frames": [0, 1]}, "`keypoints` must have the shape"),
-        ({"frames": [0, 1, 10**7]}, "at most 1000000 frames"),
+        ({"frames": [0, 1, 10**7]}, "at most 500000 frames"),
         ({"confidence": np.full((3, 17), np.nan)}, "`confidence` finite"),
         ({"keypoints": np.full((3, 17, 2), np.inf)}, "`keypoints` must be pixels"),
         ({"format": "coco"}, "`format` must be one of"),

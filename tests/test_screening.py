@@ -143,6 +143,7 @@ def test_truncated_and_flipped_files_open_right_or_are_refused(write, rng):
         (b"[]", "must hold a JSON object"),
         (b"[" * 100_000, "is no JSON|must hold"),
         (b'{"a":' * 500 + b"1" + b"}" * 500, "nested too deeply"),
+        (b'{"compile_config":' + b"[" * 500 + b"]" * 500 + b"}", "nested too deeply"),
         (b"\xff\xfe", "is no JSON"),
         (b"{}", "the model is a None.None"),
     ],
@@ -208,6 +209,10 @@ ATTACKS = {
     "units": (set_in("input_conv", units=10**9), "parameters, but"),
     "negative": (set_in("input_conv", units=-1), "`units` must be"),
     "wide input": (set_in("pose2d", batch_shape=[None, 16, 10**9]), "parameters, but"),
+    "wide batch": (set_in("pose2d", batch_shape=[10**9, 16, 2]), "at most 65536"),
+    "more axes": (set_in("pose2d", batch_shape=[None, 9, 9, 16, 2]), "must be .batch, joints"),
+    # Without `build_config` a normalisation takes its size from its input: 7 GiB of weights.
+    "normalised joints": (set_in("input_norm", axis=1), "its last axis"),
     "joints": (
         set_in("input_conv", skeleton={"name": "s", "joint_names": ["a"] * 10**5}),
         "at most 512 joints",

@@ -62,12 +62,12 @@ def value_and_gradients(layer, x: np.ndarray, upstream: np.ndarray):
     return ops.convert_to_numpy(y), ops.convert_to_numpy(by_x), numpy
 
 
-def run_python(code: str, *arguments: str, backend: str) -> str:
+def run_python(code: str, *arguments: str, backend: str, limit: float = 300) -> str:
     """Runs Python code in a process of its own under a backend; returns what it printed."""
     environment = {**os.environ, "KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3"}
     done = subprocess.run(
         [sys.executable, "-c", code, *arguments],
-        env=environment, cwd=ROOT, capture_output=True, text=True, timeout=300,
+        env=environment, cwd=ROOT, capture_output=True, text=True, timeout=limit,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout

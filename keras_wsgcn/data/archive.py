@@ -279,7 +279,7 @@ class _Members:
 
 def _fill(array: np.ndarray, stream: IO[bytes]) -> None:
     """Reads the bytes of an array, in pieces: unpacked as a whole they would take them twice."""
-    left = memoryview(array.view(np.uint8) if array.size else b"")
+    left = memoryview(array.view(np.uint8) if array.size else b"")  # type: ignore[arg-type]
     while left:
         piece = stream.read(min(len(left), 1 << 20))
         if not piece:

@@ -47,7 +47,8 @@ def unpickle(stream: IO[bytes]) -> Any:
         ValueError: if it is damaged.
     """
     machine = _Machine()
-    for count, (operation, argument, _) in enumerate(pickletools.genops(_Pieces(stream))):
+    pieces: Any = _Pieces(stream)  # all of a file that is needed here
+    for count, (operation, argument, _) in enumerate(pickletools.genops(pieces)):
         if count >= MAX_OPERATIONS:
             raise PickleError(f"has more than {MAX_OPERATIONS} operations")
         machine.step(operation.name, argument)

@@ -19,7 +19,8 @@ from keras_wsgcn.errors import (
 )
 from keras_wsgcn.skeletons import Skeleton, h36m_16, h36m_17
 
-MAX_FRAMES = 1_000_000  # nine hours at 30 frames per second
+MAX_FRAMES = 500_000  # four hours at 30 frames per second; the frames between are filled in
+MAX_FRAME_NUMBER = 2**62
 MAX_PIXELS = 1e6  # a coordinate beyond is no pixel
 
 # Where a joint of a converted pose comes from; the larger, the less is known.
@@ -248,7 +249,7 @@ class KeypointTrack:
         check_numbers("frames", given)
         store(self, "frames", np.asarray(given))
         rises = self.frames.ndim == 1 and self.frames.dtype.kind in "iu" and len(self.frames) > 0
-        if not rises or self.frames[0] < 0 or (np.diff(self.frames.astype(np.int64)) <= 0).any():
+        if not rises or self.frames[0] < 0 or not self._frames_rise():
             raise InputError(
                 "`frames` must be rising integers, at least one, none negative. "
                 f"Received: frames={shown(given)}"
@@ -273,6 +274,11 @@ class KeypointTrack:
                 f"`keypoints` must be pixels up to {MAX_PIXELS:.0f}, NaN where missing, and "
                 f"`confidence` finite. Received: keypoints up to {largest:.4g}"
             )
+
+    def _frames_rise(self) -> bool:
+        if int(self.frames[-1]) > MAX_FRAME_NUMBER:
+            return False
+        return bool((self.frames[1:] > self.frames[:-1]).all())  # a difference may overflow
 
 
 @dataclass(frozen=True)
@@ -375,9 +381,13 @@ def _interpolate(keypoints: np.ndarray, origins: np.ndarray, max_gap: int) -> No
 def _mix(
     row: KeypointFormat, keypoints: np.ndarray, origins: np.ndarray
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Every joint and point by name: where it is, `(frames, 2)`, and its origin, `(frames,)`."""
-    points = {name: keypoints[:, joint].copy() for joint, name in enumerate(row.joint_names)}
-    origin = {name: origins[:, joint].copy() for joint, name in enumerate(row.joint_names)}
+    """Every joint and point by name: where it is, `(frames, 2)`, and its origin, `(frames,)`.
+
+    Those of the joints are views of `keypoints` and `origins`, which are filled in.
+    """
+    # Views: filling them in place, a long video needs half the memory.
+    points = {name: keypoints[:, joint] for joint, name in enumerate(row.joint_names)}
+    origin = {name: origins[:, joint] for joint, name in enumerate(row.joint_names)}
     for name, mixtures in row.points.items():
         is_joint = name in points
         if not is_joint:

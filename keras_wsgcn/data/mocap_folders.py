@@ -17,6 +17,7 @@ from keras_wsgcn.errors import InputError
 from keras_wsgcn.skeletons import h36m_17
 
 MAX_SPEED = 15.0  # m/s; a joint that is faster was lost by the cameras
+MAX_LINE = 10_000  # characters of a line of labels
 MIN_FRAMES = 30  # of a piece that is worth keeping
 
 
@@ -121,7 +122,17 @@ def read_labels(path: str | os.PathLike) -> dict[str, dict[str, Any]]:
         InputError: if the file is missing or malformed; the message names the line.
     """
     source = TextFile(path, "path")
-    reader = csv.DictReader(source.text().splitlines())
+    lines = source.text().splitlines()
+    if any(len(line) > MAX_LINE for line in lines):
+        raise source.refusal(f"a line has more than {MAX_LINE} characters")
+    reader = csv.DictReader(lines, strict=True)
+    try:
+        return _labels_of(source, reader)
+    except csv.Error as error:
+        raise source.refusal(str(error), reader.line_num) from None
+
+
+def _labels_of(source: TextFile, reader: csv.DictReader) -> dict[str, dict[str, Any]]:
     if "file" not in (reader.fieldnames or ()):
         raise source.refusal("the first line must name the columns, among them `file`")
     labels: dict[str, dict[str, Any]] = {}

@@ -107,6 +107,8 @@ class StudySpec:
             if not isinstance(value, _DATA_OPTIONS[name]):
                 kinds = " or ".join(kind.__name__ for kind in _DATA_OPTIONS[name])
                 raise InputError(f"`data.{name}` must be {kinds}. Received: {name}={shown(value)}")
+        for name in ("validation", "test"):
+            check_integers(f"data.{name}", self.data.get(name, ()), least=0)
         check_integers("seeds", self.seeds, least=0)
         check_keys("config", self.config, (*SETTINGS, "skeleton", "forward_mflop"))
         for block in self.grid:
@@ -195,8 +197,9 @@ class StudySpec:
             wanted = "table" if kind is Mapping else "list of tables"
             if name in values and not isinstance(values[name], kind):
                 raise InputError(f"`{name}` must be a {wanted}. Received: {shown(values[name])}")
-        if "data" not in values:
-            raise InputError(f"`data` must be given. Received: keys {shown(list(values))}")
+        for name in ("name", "data"):
+            if name not in values:
+                raise InputError(f"`{name}` must be given. Received: keys {shown(list(values))}")
         values["grid"] = tuple(values.get("grid") or [{}])
         if not all(isinstance(block, Mapping) for block in values["grid"]):
             raise InputError(f"`grid` must be a list of tables. Received: {shown(values['grid'])}")
@@ -302,7 +305,7 @@ _SIZE_SETTINGS = ("blocks", "non_local", "affinity", "skeleton")
 def solve(config: TrainConfig) -> dict[str, Any]:
     """The size of a configuration: `channels`, `params`, and `forward_mflop` a pose."""
     size = {name: getattr(config, name) for name in _SIZE_SETTINGS}
-    channels = config.channels or 128
+    channels = 128 if config.channels is None else config.channels
     if config.budget is not None:
         channels = solve_channels(config.scheme, config.budget, **size)
     return {
@@ -320,7 +323,7 @@ def _values(name: str, value: Any) -> list[Any]:
 
 def _label(setting: Mapping[str, Any], names: Iterable[str]) -> str:
     parts = [
-        str(setting[name]) if name == "scheme" else f"{name}={_short(setting[name])}"
+        _short(setting[name]) if name == "scheme" else f"{name}={_short(setting[name])}"
         for name in names
         if name in setting
     ]
