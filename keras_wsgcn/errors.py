@@ -19,7 +19,12 @@ class InputError(ValueError):
     """
 
     def __init__(self, message: str = ""):
-        super().__init__(_shortened(message, MAX_MESSAGE))
+        if len(message) > MAX_MESSAGE:
+            said, received, value = message.rpartition("Received: ")
+            # The end, what was received, stays: of a long value its own middle is left out.
+            said = _shortened(said, MAX_MESSAGE * 3 // 4)
+            message = said + received + _shortened(value, MAX_MESSAGE - len(said))
+        super().__init__(message)
 
 
 class Refused(Exception):

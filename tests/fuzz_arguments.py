@@ -76,7 +76,8 @@ _LARGEST = {"channels": 64, "units": 64, "budget": 1e5, "blocks": 8, "kernel_gai
 
 def _is_large(value: Any, most: float) -> bool:
     value = as_objects(value)
-    return isinstance(value, int | float) and value > most
+    # A gain whose square is 0 or infinite is left to Keras, which has words of its own.
+    return isinstance(value, int | float) and (value > most or 0 < value < 1e-100)
 
 
 def check_skeleton(skeleton: Skeleton) -> None:

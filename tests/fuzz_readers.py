@@ -61,7 +61,7 @@ def _arguments(name: str, is_plain: bool) -> Reader:
         seeds=lambda folder: [arguments],
         mutate=fuzz_arguments.mutate if is_plain else fuzz_arguments.mutate_model,
         read=fuzz_arguments.reading(name),
-        quick=200 if is_plain else 25,
+        quick=200 if is_plain else 12,
         is_plain=is_plain,
     )
 
@@ -86,7 +86,7 @@ READERS: dict[str, Reader] = {
         Reader("run folder", models.runs, models.spoil_run, models.read_run, quick=60),
         Reader(
             "load_model", models.models, models.spoil_model, models.read_model,
-            quick=60, is_plain=False,
+            quick=30, is_plain=False,
         ),
         Reader("read_metadata", models.models, models.spoil_model, models.read_model_metadata),
         Reader(

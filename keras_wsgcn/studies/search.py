@@ -1,6 +1,7 @@
 """How a study searches: `Search`, the ranges of its space, and what reads them from a table."""
 
 import math
+import numbers
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
@@ -8,6 +9,7 @@ from typing import Any
 
 from keras_wsgcn import schemes
 from keras_wsgcn.errors import (
+    MAX_INTEGER,
     InputError,
     check_choice,
     check_flag,
@@ -16,6 +18,7 @@ from keras_wsgcn.errors import (
     shown,
 )
 from keras_wsgcn.recipes import TrainConfig
+from keras_wsgcn.records import Record
 
 # What an objective can be; all of them are minimised.
 OBJECTIVES = ("val_mpjpe_mm", "params", "forward_mflop", "latency_ms")
@@ -157,7 +160,18 @@ def _choices(name: str, choices: Any) -> tuple:
         return tuple(schemes.SCHEMES)
     if not isinstance(choices, list):
         raise InputError(f"`choices` must be a list. Received: choices={shown(choices)}")
+    for choice in choices:
+        check_setting("choices", choice)
     return tuple(choices)
+
+
+def check_setting(name: str, value: Any) -> None:
+    """Refuses what is no setting: what `TrainConfig` does not look at would be stored with it."""
+    if isinstance(value, bool | str | Mapping | Record | None):
+        return
+    if isinstance(value, numbers.Integral) and -MAX_INTEGER <= int(value) <= MAX_INTEGER:
+        return
+    check_number(name, value, below=math.inf)
 
 
 def check_keys(name: str, table: Any, known: Iterable[str]) -> None:

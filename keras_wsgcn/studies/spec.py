@@ -27,7 +27,14 @@ from keras_wsgcn.errors import (
     shown,
 )
 from keras_wsgcn.recipes import RECIPES, TrainConfig
-from keras_wsgcn.studies.search import SETTINGS, Search, check_keys, corners, search_from
+from keras_wsgcn.studies.search import (
+    SETTINGS,
+    Search,
+    check_keys,
+    check_setting,
+    corners,
+    search_from,
+)
 
 # How a cell can say its size; they exclude each other.
 SIZES = ("budget", "channels", "forward_mflop")
@@ -107,12 +114,18 @@ class StudySpec:
             if not isinstance(value, _DATA_OPTIONS[name]):
                 kinds = " or ".join(kind.__name__ for kind in _DATA_OPTIONS[name])
                 raise InputError(f"`data.{name}` must be {kinds}. Received: {name}={shown(value)}")
-        for name in ("validation", "test"):
-            check_integers(f"data.{name}", self.data.get(name, ()), least=0)
+            if isinstance(value, list):
+                check_integers(f"data.{name}", value, least=0)
+            else:
+                check_setting(f"data.{name}", value)
         check_integers("seeds", self.seeds, least=0)
         check_keys("config", self.config, (*SETTINGS, "skeleton", "forward_mflop"))
         for block in self.grid:
             check_keys("grid", block, (*SETTINGS, "forward_mflop"))
+        for table in (self.config, *self.grid):
+            for name, value in table.items():
+                for one in _values(name, value):
+                    check_setting(name, one)
         if self.search:
             self._check_search(self.search)
         if self.tuned_by:
@@ -159,8 +172,8 @@ class StudySpec:
         """What the study trains, in the order of the grid."""
         start = RECIPES[self.recipe]
         count = sum(math.prod(len(_values(*item)) for item in block.items()) for block in self.grid)
-        if count > MAX_CELLS:
-            raise InputError(f"`grid` must have at most {MAX_CELLS} cells. Received: {count}")
+        if not 1 <= count <= MAX_CELLS:
+            raise InputError(f"`grid` must have 1 to {MAX_CELLS} cells. Received: {count}")
         settings = [
             dict(zip(block, values, strict=True))
             for block in self.grid
