@@ -6,13 +6,24 @@ The table of readers is in `fuzz_readers.py`. The slow run gives each 10,000 inp
 
 import json
 import os
+import signal
 import sys
 
 import fuzzing
 import pytest
-from fuzz_guard import MAX_GROWTH, SECONDS, run
+from fuzz_guard import MAX_GROWTH, SECONDS, guarded, run
 from fuzz_readers import READERS
 from testing import ROOT, run_python
+
+from keras_wsgcn import InputError, load_model
+from keras_wsgcn.data.archive import load_archive
+from keras_wsgcn.data.human36m import read_archives
+from keras_wsgcn.data.keypoint_files import read_keypoints
+from keras_wsgcn.data.mocap import read_asf_amc, read_bvh
+from keras_wsgcn.data.mocap_folders import read_labels
+from keras_wsgcn.evaluation import read_run
+from keras_wsgcn.studies.spec import load_spec
+from keras_wsgcn.studies.storage import read_trial
 
 COUNT = int(os.environ.get("KERAS_WSGCN_FUZZ", "10000"))
 PLAIN = pytest.mark.plain
@@ -39,6 +50,40 @@ def test_rubbish_is_read_right_or_refused(reader, tmp_path, monkeypatch):
     assert not tally.leaks, "\n".join(tally.leaks.values())
     assert tally.accepted + tally.refused == reader.quick
     assert tally.refused
+
+
+DOORS = {
+    "a.npz": load_archive, "k.json": lambda path: read_keypoints(path, "coco17"),
+    "k.npy": lambda path: read_keypoints(path, "coco17"), "s.toml": load_spec,
+    "k.npz": lambda path: read_keypoints(path, "coco17"), "1_1.bvh": read_bvh,
+    "1_1.amc": lambda path: read_asf_amc(path, path), "l.csv": read_labels,
+    "data_3d_h36m.npz": lambda path: read_archives(path.parent), "m.keras": load_model,
+    "config.json": lambda path: read_run(path.parent),
+    "s.sqlite3": lambda path: read_trial(path, 0),
+}  # fmt: skip
+
+
+@PLAIN
+@pytest.mark.parametrize("kind", ["pipe", "folder", "missing", "zero byte", "empty", "loop"])
+@pytest.mark.parametrize("name", DOORS)
+def test_what_is_no_such_file_is_refused_at_once(name, kind, tmp_path):
+    path = tmp_path / name
+    if kind == "pipe":  # nobody ever writes to it
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "zero byte":
+        path = tmp_path / f"\0{name}"
+    elif kind == "empty":
+        path.touch()
+    elif kind == "loop":
+        path.symlink_to(path)
+    with guarded(tmp_path) as watch:
+        signal.setitimer(signal.ITIMER_REAL, SECONDS)
+        with pytest.raises(InputError, match=r"(?s)`.*Received"):
+            DOORS[name](path)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        assert not watch.seen
 
 
 @pytest.mark.slow
