@@ -357,7 +357,15 @@ def _bomb(rng: random.Random, members: list[tuple[str, bytes]]) -> bytes:
     (descr, shape, row), size = rng.choice(_BOMBS), rng.choice(_BOMB_BYTES)
     # More often in place of the largest, whose header would fit.
     largest = max(range(len(members)), key=lambda number: len(members[number][1]))
-    at, rows = rng.choice((largest, rng.randrange(len(members)))), size // row
+    at = rng.choice((largest, rng.randrange(len(members))))
+    rows = size // row
+    return with_zeros(members, at, descr, shape.format(rows), rows * row)
+
+
+def with_zeros(
+    members: list[tuple[str, bytes]], at: int, descr: str, shape: str, size: int
+) -> bytes:
+    """An archive whose member `at` is an array of `size` zero bytes, packed a thousandfold."""
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
         for number, (name, content) in enumerate(members):
@@ -365,7 +373,7 @@ def _bomb(rng: random.Random, members: list[tuple[str, bytes]]) -> bytes:
                 archive.writestr(name, content)
                 continue
             with archive.open(name, "w", force_zip64=True) as stream:
-                stream.write(npy(b"", descr, shape.format(rows)))
-                for start in range(0, rows * row, 1 << 20):
-                    stream.write(bytes(min(1 << 20, rows * row - start)))
+                stream.write(npy(b"", descr, shape))
+                for start in range(0, size, 1 << 20):
+                    stream.write(bytes(min(1 << 20, size - start)))
     return file.getvalue()

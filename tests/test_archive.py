@@ -231,6 +231,7 @@ def test_missing_array(tmp_path, arrays, name):
         ("S002/Walking/02_01", poses(joints=16), "17 joints"),
         ("S002/Walking/02_01", np.zeros((5, 51), "float32"), "must have 3 dimensions"),
         ("S002/Walking/02_01", np.zeros((5, 17, 3), "int32"), "dtype int32"),
+        ("S002/Walking/02_01", np.zeros((5, 17, 3), "float16"), "float32 or float64"),
         ("S002/Walking/02_01", np.full((5, 17, 3), np.nan), "must be finite"),
         ("S002/Walking/02_01", poses() * 1000, "must be in metres"),
         ("meta_fps", np.array([30.0, 0.0]), "`fps` must be"),

@@ -86,6 +86,44 @@ def test_what_is_no_such_file_is_refused_at_once(name, kind, tmp_path):
         assert not watch.seen
 
 
+BOMB = """
+import resource, sys
+sys.path[:0] = sys.argv[1].split(":")
+import fuzz_files, fuzzing
+from pathlib import Path
+from keras_wsgcn import InputError
+name, descr, rows = sys.argv[2], sys.argv[3], int(sys.argv[4])
+folder, seeds = Path(sys.argv[5]), {"a.npz": fuzz_files.archives, "k.npz": fuzz_files.keypoint_npz}
+members = list(fuzzing.unzip(seeds[name](folder)[0][name]).items())
+width = 3 if name == "a.npz" else 2
+size = rows * 17 * width * int(descr[-1])
+content = fuzzing.with_zeros(members, 0, descr, f"({rows}, 17, {width})", size)
+(folder / name).write_bytes(content)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+read = {"a.npz": fuzz_files.load_archive, "k.npz": fuzz_files.read_keypoints}[name]
+try:
+    read(folder / name, *["coco17"] * (name == "k.npz"))
+except InputError as error:
+    print(error)
+print(1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))
+"""
+
+
+@PLAIN
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "descr", "rows"),
+    [
+        ("a.npz", "<f4", 2_600_000), ("a.npz", "<f8", 1_300_000), ("a.npz", "<f2", 5_000_000),
+        ("k.npz", "<f8", 490_000), ("k.npz", "<u1", 490_000), ("k.npz", "<u1", 9_000_000),
+    ],
+)  # fmt: skip
+def test_bombs_that_fit_their_header_stay_below_a_gibibyte(name, descr, rows, tmp_path):
+    folders = ":".join(str(ROOT / name) for name in ("tests", "scripts"))
+    printed = run_python(BOMB, folders, name, descr, str(rows), str(tmp_path), backend="torch")
+    assert int(printed.splitlines()[-1]) < MAX_GROWTH
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("reader", rows(quick=False))
 def test_ten_thousand_inputs_a_reader(reader):

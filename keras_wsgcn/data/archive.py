@@ -269,6 +269,10 @@ class _Members:
                 f"the array `{name}` must have {ndim} dimensions and a dtype of kind "
                 f"{' or '.join(kinds)}, not shape {shape} and dtype {dtype}",
             )
+        if dtype.kind == "f" and dtype.itemsize not in (4, 8):  # half precision would double
+            raise _refusal(
+                self.path, f"the array `{name}` must be of float32 or float64, not {dtype}"
+            )
         # As Python's strings and numbers an array takes many times its bytes.
         if dtype.kind != "f" and (present > MAX_META_BYTES or math.prod(shape) > MAX_ROWS):
             raise _refusal(self.path, f"the array `{name}` is larger than any list of sequences")
