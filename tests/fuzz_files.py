@@ -4,6 +4,7 @@ import functools
 import io
 import json
 import random
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -177,8 +178,6 @@ def _human36m() -> list[Files]:
         np.savez_compressed(stream, **values)
         modern[name] = stream.getvalue()
         with_two = {key: human36m_files.old_npy(value) for key, value in values.items()}
-        import zipfile
-
         with zipfile.ZipFile(second, "w") as archive:
             for key, content in with_two.items():
                 archive.writestr(f"{key}.npy", content)

@@ -207,5 +207,4 @@ def main(name: str, count: str, seed: str = "0") -> None:
 
 
 if __name__ == "__main__":
-    assert issubclass(InputError, ValueError)
     main(*sys.argv[1:])
