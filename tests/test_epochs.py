@@ -29,11 +29,14 @@ def schedule():
     return keras.optimizers.schedules.CosineDecay(1e-2, 3 * STEPS)
 
 
+# A bias before a normalisation has no gradient but rounding. With Keras's epsilon Adam would make
+# whole steps of it, others in each process; with this one everything can be compared.
+EPSILON = {"epsilon": 1e-3}
 OPTIMIZERS = {
-    "plain": lambda: keras.optimizers.Adam(1e-2),
-    "clipped": lambda: keras.optimizers.Adam(schedule(), global_clipnorm=0.1),
-    "decayed": lambda: keras.optimizers.Adam(1e-2, weight_decay=0.3, epsilon=1e-4),
-    "amsgrad": lambda: keras.optimizers.Adam(1e-2, amsgrad=True, clipnorm=0.01),
+    "plain": lambda: keras.optimizers.Adam(1e-2, **EPSILON),
+    "clipped": lambda: keras.optimizers.Adam(schedule(), global_clipnorm=0.1, **EPSILON),
+    "decayed": lambda: keras.optimizers.Adam(1e-2, weight_decay=0.3, **EPSILON),
+    "amsgrad": lambda: keras.optimizers.Adam(1e-2, amsgrad=True, clipnorm=0.1, **EPSILON),
     "sgd": lambda: keras.optimizers.SGD(1e-2, momentum=0.9),
 }
 
@@ -48,16 +51,11 @@ def assert_as_fit(first, second, poses, rng):
         history = second.fit(*(array[order] for array in poses), **fit).history
         assert diverged is None
         for name, values in history.items():
-            assert logs[name] == pytest.approx(values[-1], rel=2e-3), name
+            assert logs[name] == pytest.approx(values[-1], rel=1e-4), name
     assert int(first.optimizer.iterations) == int(second.optimizer.iterations) == 2 * STEPS
-    # Biases before a normalisation are left out, and the means that hold them: their gradient is
-    # nothing but rounding, of which Adam makes steps. What is predicted does not depend on them.
     for a, b in zip(first.weights, second.weights, strict=True):
-        if not a.path.endswith(("bias", "moving_mean")):
-            a, b = (keras.ops.convert_to_numpy(weight) for weight in (a, b))
-            np.testing.assert_allclose(a, b, atol=2e-3)
-    predicted = [model.predict(poses[0], verbose=0) for model in (first, second)]
-    np.testing.assert_allclose(*predicted, atol=2e-3)
+        a, b = (keras.ops.convert_to_numpy(weight) for weight in (a, b))
+        np.testing.assert_allclose(a, b, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
