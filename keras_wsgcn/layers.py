@@ -9,7 +9,7 @@ from keras import ops
 from keras_wsgcn import ops as graph_ops
 from keras_wsgcn import schemes, skeletons
 from keras_wsgcn.budget import AFFINITIES
-from keras_wsgcn.errors import InputError, check_choice, check_integer
+from keras_wsgcn.errors import InputError, check_choice, check_integer, shown
 
 
 @keras.saving.register_keras_serializable(package="keras_wsgcn")
@@ -361,9 +361,9 @@ class SwapBatchAndJoints(keras.layers.Layer):
 
 
 def _check_joints_axis(joints_axis: int) -> int:
-    if joints_axis in (0, 1) and not isinstance(joints_axis, bool):
-        return int(joints_axis)
-    raise InputError(f"`joints_axis` must be 0 or 1. Received: joints_axis={joints_axis!r}")
+    if type(joints_axis) is int and joints_axis in (0, 1):
+        return joints_axis
+    raise InputError(f"`joints_axis` must be 0 or 1. Received: joints_axis={shown(joints_axis)}")
 
 
 def _check_input(layer, input_shape) -> int:

@@ -1,19 +1,31 @@
 """The lifting model: input layer, residual blocks of two graph convolutions, output layer."""
 
 import math
+import re
 from typing import Any
 
 import keras
 
 from keras_wsgcn import schemes, skeletons
-from keras_wsgcn.budget import AFFINITIES, solve_channels
-from keras_wsgcn.errors import InputError, check_choice, check_integer, check_number
+from keras_wsgcn.budget import AFFINITIES, count_params, solve_channels
+from keras_wsgcn.errors import (
+    InputError,
+    check_choice,
+    check_flag,
+    check_integer,
+    check_number,
+    shown,
+)
 from keras_wsgcn.layers import BatchNormalization, GraphConv, GraphNonLocal, SwapBatchAndJoints
 from keras_wsgcn.schemes import Scheme
 from keras_wsgcn.skeletons import Skeleton
 
 PAPER_CHANNELS = 128
 DEFAULT_KERNEL_GAIN = 0.05
+# The square of a gain is the scale of an initializer, in float32.
+MIN_GAIN, MAX_GAIN = 1e-6, 1e6
+# What `load_model` opens again: layers, and 400 MB of weights, thrice with Adam's.
+MAX_BLOCKS, MAX_PARAMS = 150, 100_000_000
 
 
 def build_model(
@@ -76,11 +88,13 @@ def build_model(
         "skeleton": skeleton,
     }
     check_choice("affinity", affinity, AFFINITIES)
-    check_integer("blocks", blocks, least=0)
+    check_flag("non_local", non_local)
+    if check_integer("blocks", blocks, least=0) > MAX_BLOCKS:
+        raise InputError(f"`blocks` must be at most {MAX_BLOCKS}. Received: blocks={blocks}")
     if budget is not None and channels is not None:
         raise InputError(
             "`budget` and `channels` exclude each other: give one of them. "
-            f"Received: budget={budget}, channels={channels}"
+            f"Received: budget={shown(budget)}, channels={shown(channels)}"
         )
     if budget is not None:
         channels = solve_channels(scheme, budget, **size)
@@ -88,7 +102,19 @@ def build_model(
         channels = PAPER_CHANNELS
     check_integer("channels", channels, least=2 if non_local else 1)
     check_number("dropout", dropout, least=0, below=1)
-    check_number("kernel_gain", kernel_gain, above=0, below=math.inf)
+    check_number("kernel_gain", kernel_gain, least=MIN_GAIN, below=MAX_GAIN)
+    if name is not None and not (
+        isinstance(name, str) and re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}", name)
+    ):
+        raise InputError(
+            "`name` must be letters, digits, `_`, `.` and `-`, 100 at most. "
+            f"Received: name={shown(name)}"
+        )
+    if (params := count_params(scheme, channels, **size)) > MAX_PARAMS:
+        raise InputError(
+            f"`channels` and `blocks` must give at most {MAX_PARAMS:,} parameters, not {params:,}. "
+            f"Received: channels={channels}, blocks={blocks}"
+        )
     # The result is in metres: half precision would round it to half a millimetre.
     full_precision = keras.config.dtype_policy().variable_dtype
 
@@ -126,7 +152,10 @@ def build_model(
         x = non_local_block(x, f"block{block}_non_local")
     x = conv(x, 3, "output", dtype=full_precision)
     outputs = SwapBatchAndJoints(name="pose3d", dtype=full_precision)(x)
-    model = keras.Model(inputs, outputs, name=name or f"{scheme.name}_{channels}")
+    own = re.sub(
+        r"[^A-Za-z0-9_.-]", "_", f"{scheme.name}_{channels}"
+    )  # a scheme may be called anything
+    model = keras.Model(inputs, outputs, name=name or own)
     model.metadata = describe(model) | {"budget": budget}
     return model
 

@@ -9,8 +9,16 @@ from typing import Any
 import keras
 
 from keras_wsgcn import metrics, schemes, skeletons
-from keras_wsgcn.errors import InputError, check_choice, check_integer, check_number
-from keras_wsgcn.models import DEFAULT_KERNEL_GAIN, build_model
+from keras_wsgcn.budget import AFFINITIES
+from keras_wsgcn.errors import (
+    InputError,
+    check_choice,
+    check_flag,
+    check_integer,
+    check_number,
+    shown,
+)
+from keras_wsgcn.models import DEFAULT_KERNEL_GAIN, MAX_GAIN, MIN_GAIN, build_model
 from keras_wsgcn.schemes import Scheme
 from keras_wsgcn.skeletons import Skeleton
 
@@ -78,26 +86,28 @@ class TrainConfig:
         skeletons.get(self.skeleton)
         for name in ("batch_size", "epochs"):
             check_integer(name, getattr(self, name), least=1)
-        check_integer("seed", self.seed, least=0)
+        for name in ("blocks", "seed"):
+            check_integer(name, getattr(self, name), least=0)
+        for name in ("channels", "decay_steps", "decay_epochs", "patience"):
+            if getattr(self, name) is not None:
+                check_integer(name, getattr(self, name), least=1)
+        for name in ("budget", "clip_norm"):
+            if getattr(self, name) is not None:
+                check_number(name, getattr(self, name), above=0, below=math.inf)
+        check_flag("non_local", self.non_local)
+        check_choice("affinity", self.affinity, AFFINITIES)
         check_number("dropout", self.dropout, least=0, below=1)
-        check_number("kernel_gain", self.kernel_gain, above=0, below=math.inf)
+        check_number("kernel_gain", self.kernel_gain, least=MIN_GAIN, below=MAX_GAIN)
+        check_number("decay_rate", self.decay_rate, above=0, below=math.inf)
         check_number("learning_rate", self.learning_rate, above=0, below=math.inf)
         check_number("weight_decay", self.weight_decay, least=0, below=math.inf)
-        if self.clip_norm is not None:
-            check_number("clip_norm", self.clip_norm, above=0, below=math.inf)
-        if self.patience is not None:
-            check_integer("patience", self.patience, least=1)
         check_choice("precision", self.precision, PRECISIONS)
         check_choice("schedule", self.schedule, SCHEDULES)
-        if self.schedule == "step":
-            check_number("decay_rate", self.decay_rate, above=0, below=math.inf)
-            if (self.decay_steps is None) == (self.decay_epochs is None):
-                raise InputError(
-                    "`decay_steps` or `decay_epochs` must be given, and only one of them. "
-                    f"Received: decay_steps={self.decay_steps}, decay_epochs={self.decay_epochs}"
-                )
-            name = "decay_steps" if self.decay_steps is not None else "decay_epochs"
-            check_integer(name, getattr(self, name), least=1)
+        if self.schedule == "step" and (self.decay_steps is None) == (self.decay_epochs is None):
+            raise InputError(
+                "`decay_steps` or `decay_epochs` must be given, and only one of them. "
+                f"Received: decay_steps={self.decay_steps}, decay_epochs={self.decay_epochs}"
+            )
 
     def build_model(self) -> keras.Model:
         """The untrained model, its weights drawn from `seed`."""
@@ -137,8 +147,10 @@ class TrainConfig:
             InputError: if a key is unknown or a value out of range.
         """
         known = [field.name for field in fields(cls)]
-        if unknown := sorted(set(config) - set(known)):
-            raise InputError(f"`config` must have keys among {known}. Received: {unknown}")
+        if not isinstance(config, Mapping):
+            raise InputError(f"`config` must be a mapping. Received: config={shown(config)}")
+        if unknown := sorted(map(str, set(config) - set(known))):
+            raise InputError(f"`config` must have keys among {known}. Received: {shown(unknown)}")
         values = dict(config)
         for name, module in (("scheme", schemes), ("skeleton", skeletons)):
             if isinstance(values.get(name), Mapping):

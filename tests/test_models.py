@@ -187,3 +187,25 @@ def test_describe_refuses_other_models():
 def test_refuses_bad_arguments(arguments, argument):
     with pytest.raises(InputError, match=rf"`{argument}`.*Received: "):
         build_model("pre_agg", **arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"blocks": 151}, "`blocks` must be at most 150"),
+        ({"channels": 10**5}, "at most 100,000,000 parameters"),
+        ({"kernel_gain": 1e-30}, "`kernel_gain` must be"),
+        ({"kernel_gain": 1e30}, "`kernel_gain` must be"),
+        ({"name": "../x"}, "`name` must be"),
+        ({"name": 5}, "`name` must be"),
+        ({"non_local": "no"}, "`non_local` must be true or false"),
+    ],
+)
+def test_refuses_what_no_machine_or_file_could_hold(arguments, message):
+    with pytest.raises(InputError, match=rf"{message}.*Received: "):
+        build_model("pre_agg", **arguments)
+
+
+def test_a_scheme_may_be_called_anything():
+    model = build_model(Scheme("mine / 2", split="depth", per="source"), channels=4, blocks=0)
+    assert model.name == "mine___2_4"

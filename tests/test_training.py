@@ -219,6 +219,13 @@ def test_config_round_trip_through_json():
         ({"patience": 0}, "patience"),
         ({"seed": -1}, "seed"),
         ({"scheme": "none"}, "scheme"),
+        ({"blocks": -1}, "blocks"),
+        ({"channels": 1.5}, "channels"),
+        ({"budget": "much"}, "budget"),
+        ({"non_local": 1}, "non_local"),
+        ({"affinity": "free"}, "affinity"),
+        ({"decay_steps": 0}, "decay_steps"),
+        ({"precision": "half"}, "precision"),
     ],
 )
 def test_refuses_bad_settings(changes, argument):
