@@ -23,12 +23,12 @@ $(BACKENDS:%=test-%): test-%: $(READY)
 
 test-slow: $(READY)
 	for backend in $(BACKENDS); do KERAS_BACKEND=$$backend $(BIN)/python -m pytest -m slow \
-		--ignore tests/test_torture.py || exit 1; done
+		--ignore tests/test_torture.py --ignore tests/test_outages.py || exit 1; done
 
 # KERAS_WSGCN_KILLS says how many kills a command gets: by default 50 under torch, else 10.
 torture: $(READY)
 	for backend in torch jax tensorflow; do KERAS_BACKEND=$$backend $(BIN)/python -m pytest -s \
-		-m slow tests/test_torture.py || exit 1; done
+		-m slow tests/test_torture.py tests/test_outages.py || exit 1; done
 
 lint: $(READY)
 	$(BIN)/ruff format --check .

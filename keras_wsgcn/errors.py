@@ -1,4 +1,4 @@
-"""The one exception of the library, what a user gave is wrong, and the checks that raise it."""
+"""The exceptions of the library, and the checks that say that what a user gave is wrong."""
 
 import math
 import numbers
@@ -25,6 +25,10 @@ class InputError(ValueError):
             said = _shortened(said, MAX_MESSAGE * 3 // 4)
             message = said + received + _shortened(value, MAX_MESSAGE - len(said))
         super().__init__(message)
+
+
+class Failure(RuntimeError):
+    """What was asked for was right, but could not be done; the message says why."""
 
 
 class Refused(Exception):

@@ -3,7 +3,9 @@
 import contextlib
 import json
 import os
+import re
 import secrets
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -30,8 +32,30 @@ def atomic_path(target: str | os.PathLike) -> Iterator[Path]:
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, target)
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        # A full disk, say: the error of a write does not name its file.
+        raise OSError(error.errno, error.strerror, str(target)) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}(\.rewritten)?(\.\w+)?")
+
+
+def remove_leftovers(folder: Path, seconds: float = 60.0) -> None:
+    """Removes the temporary files of processes that were killed while they wrote.
+
+    Args:
+        folder: where `atomic_path` wrote.
+        seconds: how old they must be; younger ones may be another process's at work.
+    """
+    for path in folder.glob(".*") if folder.is_dir() else ():
+        with contextlib.suppress(FileNotFoundError):  # another process may remove it too
+            is_old = path.stat().st_mtime < time.time() - seconds
+            if is_old and path.is_file() and _TEMPORARY.fullmatch(path.name):
+                path.unlink()
 
 
 def write_text(target: str | os.PathLike, text: str) -> None:

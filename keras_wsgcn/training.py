@@ -23,15 +23,15 @@ from keras_wsgcn import metrics, skeletons
 from keras_wsgcn.data.poses import PoseDataset, Splits
 from keras_wsgcn.devices import data_parallel, float32_products, replicas
 from keras_wsgcn.epochs import Epochs
-from keras_wsgcn.errors import InputError
-from keras_wsgcn.files import write_json, write_text
+from keras_wsgcn.errors import Failure, InputError
+from keras_wsgcn.files import remove_leftovers, write_json, write_text
 from keras_wsgcn.recipes import TrainConfig, compile_model
 from keras_wsgcn.saving import load_model, restore_model, save_model
 
 PREDICT_BATCH = 1024
 
 
-class DivergenceError(RuntimeError):
+class DivergenceError(Failure):
     """Training produced a loss that is not finite."""
 
 
@@ -140,6 +140,7 @@ class _Run:
         }
         record = json.loads(json.dumps(record))  # tuples become lists, as in the file
         path = self.folder / "config.json"
+        remove_leftovers(self.folder)
         if path.exists():
             found = self._read_record(path)
             if any(found.get(key) != record[key] for key in record):

@@ -9,9 +9,17 @@ import sys
 import types
 import typing
 from collections.abc import Callable, Iterable, Sequence
+from types import TracebackType
 from typing import Any, NoReturn
 
-from keras_wsgcn.errors import InputError
+
+def _show_error(kind: type[BaseException], error: BaseException, trace: TracebackType | None):
+    """Ctrl-C within the seconds in which the libraries are imported is no error to be shown."""
+    if not issubclass(kind, KeyboardInterrupt):
+        sys.__excepthook__(kind, error, trace)
+
+
+sys.excepthook = _show_error  # before Keras is imported, by this module or by a command
 
 
 def add_options(
@@ -67,14 +75,20 @@ def _described_arguments(record: type) -> dict[str, str]:
 def run(command: Callable[[Sequence[str] | None], Any], argv: Sequence[str] | None = None) -> int:
     """Runs a command's `main` and returns its exit status.
 
-    What a user gave wrong ends in one line on stderr and status 2, Ctrl-C in status 130. Else the
-    status is what `main` returns, 0 if that is nothing.
+    What a user gave wrong ends in one line on stderr and status 2, so does a disk that is full or
+    may not be written; what could not be done, such as a training that diverges, in status 1;
+    Ctrl-C in status 130. Else the status is what `main` returns, 0 if that is nothing.
     """
+    from keras_wsgcn.errors import Failure, InputError
+
     try:
         return command(argv) or 0
     except (InputError, ImportError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except Failure as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         return 130
 

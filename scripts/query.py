@@ -16,7 +16,7 @@ from keras_wsgcn import skeletons
 from keras_wsgcn.data.keypoints import KeypointTrack
 from keras_wsgcn.errors import InputError
 from keras_wsgcn.inference import PoseSequence, lift_tracks, lift_tracks_with
-from keras_wsgcn.serving import ServingError, connect
+from keras_wsgcn.serving import connect
 from keras_wsgcn.serving.client import Client
 from keras_wsgcn.serving.config import REST_PORT
 from keras_wsgcn.skeletons import Skeleton
@@ -46,17 +46,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> None:
     options = parse(argv)
-    try:
-        query(options)
-    except ServingError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
-
-
-def query(options: argparse.Namespace) -> None:
     asked: dict[str, Any] = {}
 
     def lift(tracks: list[KeypointTrack], size: tuple[int, int], **settings: Any) -> PoseSequence:

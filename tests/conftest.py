@@ -30,3 +30,39 @@ def shared_data() -> Path:
     if not folder or not Path(folder).is_dir():
         pytest.skip("KERAS_WSGCN_DATA names no folder")
     return Path(folder)
+
+
+# --- for test_torture.py and test_outages.py ----------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def starter(tmp_path_factory):
+    """Starts commands as processes."""
+    import torture
+
+    starter = torture.Starter(tmp_path_factory.mktemp("lives"))
+    yield starter
+    starter.close()
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory, starter):
+    """The folder of a run that nothing disturbed."""
+    import torture
+
+    folder = tmp_path_factory.mktemp("undisturbed")
+    life = starter(torture.training(folder), cold=True)
+    assert life.wait() == 0, life.errors[-3000:]
+    rows = torture.rows_of(folder / "run" / "last.keras")
+    assert len(rows) < 40, "early stopping should be among what is tested"
+    return folder / "run"
+
+
+@pytest.fixture(scope="session")
+def undisturbed_study(tmp_path_factory, starter):
+    import torture
+
+    folder = tmp_path_factory.mktemp("undisturbed_study") / "study"
+    life = starter(torture.study(folder), cold=True)
+    assert life.wait() == 0, life.errors[-3000:]
+    return folder

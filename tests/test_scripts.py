@@ -100,6 +100,14 @@ def test_wrong_input_is_one_clear_line(command, arguments, words, tmp_path, caps
     assert not list(tmp_path.iterdir())
 
 
+def test_divergence_is_one_clear_line(tmp_path, capsys):
+    rate = ["--learning-rate", "1e30", "--schedule", "constant", "--clip-norm", "none"]
+    assert cli.run(train_command.main, [*SMALL, "--runs", str(tmp_path), *rate]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: The loss is no longer finite at step 2, in epoch 1")
+    assert error.count("\n") == 1
+
+
 @pytest.mark.parametrize("arguments", [["--epochs", "many"], ["--recipe", "x"], ["--epoch-count"]])
 def test_options_that_are_none(arguments, capsys):
     with pytest.raises(SystemExit) as caught:

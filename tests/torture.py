@@ -45,6 +45,28 @@ for line in sys.stdin:
 """
 
 
+OPTIONS = [
+    "--data=generated", "--stride=60", "--channels=4", "--blocks=1", "--epochs=40",
+    "--batch-size=256", "--dropout=0.2", "--schedule=cosine", "--learning-rate=0.02",
+    "--patience=3",
+]  # fmt: skip
+STUDY = processes.FIXED.replace("epochs = 12", "epochs = 12\npatience = 6")
+
+
+def training(folder, *options):
+    return ["train.py", *OPTIONS, "--runs", str(folder), "--name", "run", *options]
+
+
+def study(folder, spec_folder=None):
+    spec = (spec_folder or folder.parent) / "tiny.toml"
+    spec.write_text(STUDY)
+    return ["run_study.py", str(spec), "--folder", str(folder), "--heartbeat", "1"]
+
+
+def trial_runs(folder):
+    return {run.name: run for run in sorted((folder / "trials").glob("*/"))}
+
+
 class Starter:
     """Starts commands, one at a time.
 

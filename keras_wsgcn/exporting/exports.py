@@ -20,7 +20,7 @@ import numpy as np
 
 from keras_wsgcn import metrics
 from keras_wsgcn.data.poses import PoseDataset
-from keras_wsgcn.errors import InputError, check_choice
+from keras_wsgcn.errors import Failure, InputError, check_choice
 from keras_wsgcn.exporting.folding import inference_model
 from keras_wsgcn.exporting.formats import FORMATS, SIGNATURES, check_packages, format_of
 from keras_wsgcn.files import sync_folder
@@ -35,7 +35,7 @@ _IMAGE_SIZES = ((1000, 1000), (1920, 1080), (720, 1280))
 _SECONDS = 600  # a process that writes takes some ten
 
 
-class ExportError(RuntimeError):
+class ExportError(Failure):
     """An export could not be made, or does not predict what the model predicts."""
 
 

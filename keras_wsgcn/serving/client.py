@@ -10,14 +10,14 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from keras_wsgcn.errors import InputError, check_integer, check_number
+from keras_wsgcn.errors import Failure, InputError, check_integer, check_number
 from keras_wsgcn.serving.config import GRPC_PORT, REST_PORT, check_name
 
 SIGNATURE = "serve_pixels"
 POSES_A_REQUEST = 1024  # 200 kB of answer: far from the 4 MB that a gRPC client accepts
 
 
-class ServingError(RuntimeError):
+class ServingError(Failure):
     """The server cannot be reached, or refused a request."""
 
 

@@ -90,6 +90,30 @@ def reading(location: str | os.PathLike) -> Iterator[None]:
         ) from None
 
 
+@contextlib.contextmanager
+def writing(location: str | os.PathLike) -> Iterator[None]:
+    """Within it, a storage that cannot be written any more is an `OSError` that says so.
+
+    A full disk and a lost server reach Optuna as errors of SQL, which it meets with others of its
+    own. The trial in work counts as that of a process that died.
+
+    Raises:
+        OSError: with the place of the storage and the database's own words.
+    """
+    import sqlalchemy
+
+    try:
+        yield
+    except Exception as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, sqlalchemy.exc.OperationalError):
+            cause = cause.__cause__ or cause.__context__
+        if cause is None:
+            raise
+        reason = str(cause).strip().splitlines()[0]
+        raise OSError(f"{without_password(str(location))}: {reason}") from error
+
+
 def _make_sqlite(url: str) -> None:
     """Makes a SQLite storage as a whole, tables and versions; refuses a file of something else."""
     import sqlalchemy

@@ -79,6 +79,19 @@ def run(
     folder = Path(folder)
     location = storage_of(spec, folder, storage)
     opened = storages.open_storage(location, heartbeat_seconds)
+    with storages.writing(location):
+        return _run_opened(spec, folder, storage, opened, workers, heartbeat_seconds, verbose)
+
+
+def _run_opened(
+    spec: StudySpec,
+    folder: Path,
+    storage: str | os.PathLike | None,
+    opened: RDBStorage,
+    workers: int,
+    heartbeat_seconds: int | None,
+    verbose: bool,
+) -> bool:
     slots = plan(spec, folder, storage)
     studies = {name: open_study(opened, spec, name) for name in slots}
     with storages.exclusive(opened):
@@ -314,14 +327,18 @@ def work_alone() -> int:
         try:
             spec, folder = StudySpec.from_config(task["spec"]), Path(task["folder"])
             location = storage_of(spec, folder, task["storage"])
-            work(
-                spec,
-                plan(spec, folder, task["storage"]),
-                folder,
-                storages.open_storage(location, task["heartbeat_seconds"]),
-                verbose=task["verbose"],
-                is_orphan=lambda: os.getppid() != task["parent"],
-            )
+            with storages.writing(location):
+                work(
+                    spec,
+                    plan(spec, folder, task["storage"]),
+                    folder,
+                    storages.open_storage(location, task["heartbeat_seconds"]),
+                    verbose=task["verbose"],
+                    is_orphan=lambda: os.getppid() != task["parent"],
+                )
+        except (InputError, OSError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
         except KeyboardInterrupt:
             sys.stdout.flush()
             os._exit(130)  # a thread of Keras that was cut off while it started may never end

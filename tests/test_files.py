@@ -1,0 +1,49 @@
+"""Files appear whole or not at all, and what a killed process left is removed in time."""
+
+import errno
+import os
+import time
+
+import pytest
+
+from keras_wsgcn.files import atomic_path, remove_leftovers, write_text
+
+pytestmark = pytest.mark.plain
+
+
+def test_a_full_disk_names_the_file_and_leaves_the_old_one(tmp_path):
+    target = tmp_path / "history.csv"
+    write_text(target, "old")
+
+    def write():
+        with atomic_path(target) as temporary:
+            temporary.touch()
+            with open("/dev/full", "w") as file:  # gives the error of a full disk
+                file.write("new")
+
+    with pytest.raises(OSError, match="No space left") as caught:
+        write()
+    assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(target))
+    assert target.read_text() == "old"
+    assert os.listdir(tmp_path) == ["history.csv"]
+
+
+def test_an_error_that_names_its_file_is_left_as_it_is(tmp_path):
+    with pytest.raises(FileNotFoundError) as caught, atomic_path(tmp_path / "a.txt"):
+        (tmp_path / "other").read_text()
+    assert caught.value.filename == str(tmp_path / "other")
+
+
+def test_leftovers_are_removed_when_they_are_old(tmp_path):
+    names = [".last.0123abcd.keras", ".last.0123abcd.rewritten.keras", ".history.0123abcd.csv"]
+    kept = ["last.keras", ".hidden", ".last.0123abcd.keras.d", ".young.0123abcd.csv"]
+    for name in [*names, *kept]:
+        if name.endswith(".d"):
+            (tmp_path / name).mkdir()
+        else:
+            (tmp_path / name).touch()
+        if "young" not in name:
+            os.utime(tmp_path / name, (time.time() - 100,) * 2)
+    remove_leftovers(tmp_path)
+    assert sorted(os.listdir(tmp_path)) == sorted(kept)
+    remove_leftovers(tmp_path / "none")
