@@ -14,7 +14,7 @@ import pytest
 from keras_wsgcn import InputError
 from keras_wsgcn.data.poses import Splits
 from keras_wsgcn.data.sources import load_splits
-from keras_wsgcn.studies import liveness
+from keras_wsgcn.studies import liveness, workers
 from keras_wsgcn.studies import storage as storages
 from keras_wsgcn.studies import trials as study_trials
 from keras_wsgcn.studies.planning import best_settings, plan, study_names
@@ -602,3 +602,23 @@ def test_names_of_studies():
     assert study_names(spec_of(SEARCH, grid=[])) == ["search"]
     two = spec_of(SEARCH, grid=[{"scheme": ["pre_agg", "post_agg"]}])
     assert study_names(two) == ["search: pre_agg", "search: post_agg"]
+
+
+@pytest.mark.plain
+def test_a_worker_can_stop_after_its_share(tmp_path, stand_in):
+    spec = spec_of(FIXED)
+    storage = open_storage(workers.storage_of(spec, tmp_path, None))
+    slots = plan(spec, tmp_path, None)
+    assert not workers.work(spec, slots, tmp_path, storage, verbose=False, most=3)
+    assert len(stand_in.trained) == 3
+    assert workers.work(spec, slots, tmp_path, storage, verbose=False, most=3)
+    assert len(stand_in.trained) == 4
+
+
+@pytest.mark.plain
+def test_a_worker_that_did_its_share_is_followed_by_another(tmp_path, monkeypatch):
+    marks = tmp_path / "marks"
+    code = f"import sys; marks = open({str(marks)!r}, 'a+'); marks.write('x'); marks.seek(0); "
+    monkeypatch.setattr(workers, "_WORKER", code + "sys.exit(75 * (len(marks.read()) < 3))")
+    workers._supervise(spec_of(FIXED), tmp_path, None, 1, None, False)
+    assert marks.read_text() == "xxx"

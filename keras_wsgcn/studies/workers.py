@@ -7,6 +7,7 @@ other only through the storage: more of them, here or on other machines, may joi
 import contextlib
 import functools
 import json
+import math
 import os
 import signal
 import subprocess
@@ -18,6 +19,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import keras
 import optuna
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial
@@ -30,6 +32,10 @@ from keras_wsgcn.studies.spec import StudySpec
 from keras_wsgcn.studies.trials import Objective, OutOfMemoryError, latency_ms
 
 _POLL_SECONDS = 1
+# Under TensorFlow a process keeps the XLA program of every training until it ends, 40 MB and more:
+# after so many trials another one goes on.
+_MOST_TRIALS = {"tensorflow": 10}
+_RENEW = 75  # the status of a worker that another is to follow
 _stopping = threading.Event()
 _WORKER = f"import sys; from {__name__} import work_alone; sys.exit(work_alone())"
 
@@ -104,7 +110,8 @@ def _run_opened(
 
     with _terminable():
         if is_left():
-            if workers == 1:
+            few = sum(map(len, slots.values())) <= _most_trials()
+            if workers == 1 and few:
                 work(spec, slots, folder, opened, verbose=verbose)
             else:
                 _supervise(spec, folder, storage, workers, heartbeat_seconds, verbose)
@@ -124,7 +131,8 @@ def work(
     *,
     verbose: bool = True,
     is_orphan: Callable[[], bool] = lambda: False,
-) -> None:
+    most: float = math.inf,
+) -> bool:
     """Works trials off until every slot is settled.
 
     Args:
@@ -134,6 +142,10 @@ def work(
         storage: an open storage.
         verbose: whether to print a line for each trial.
         is_orphan: says whether to stop, because whoever started this process is gone.
+        most: after how many trials to stop.
+
+    Returns:
+        Whether every slot is settled.
     """
 
     def stop_if_asked() -> None:
@@ -143,13 +155,24 @@ def work(
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # a trial's line is printed below
     objective = Objective(spec.search, folder / "trials", on_epoch=stop_if_asked)
     studies = {name: open_study(storage, spec, name) for name in slots}
+    done = 0
     while any(is_open(study, slots[name]) for name, study in studies.items()):
         stop_if_asked()
-        if not any(
+        if done >= most:
+            return False
+        if any(
             _take_one(study, slots[name], storage, objective, verbose)
             for name, study in studies.items()
         ):
+            done += 1
+        else:
             time.sleep(_POLL_SECONDS)  # others are at work: if they die, their trials come back
+    return True
+
+
+def _most_trials() -> float:
+    """How many trials a process may do one after another."""
+    return _MOST_TRIALS.get(keras.backend.backend(), math.inf)
 
 
 def _take_one(
@@ -239,8 +262,11 @@ def _supervise(
     }
     processes = [_start_worker(task, number, workers) for number in range(workers)]
     try:
-        for process in processes:
-            process.wait()
+        while {None, _RENEW} & set(statuses := [process.poll() for process in processes]):
+            for number, status in enumerate(statuses):
+                if status == _RENEW:
+                    processes[number] = _start_worker(task, number, workers)
+            time.sleep(_POLL_SECONDS / 10)
     except KeyboardInterrupt:
         for process in processes:
             process.terminate()  # not SIGINT: what a shell starts in the background ignores it
@@ -328,13 +354,14 @@ def work_alone() -> int:
             spec, folder = StudySpec.from_config(task["spec"]), Path(task["folder"])
             location = storage_of(spec, folder, task["storage"])
             with storages.writing(location):
-                work(
+                is_done = work(
                     spec,
                     plan(spec, folder, task["storage"]),
                     folder,
                     storages.open_storage(location, task["heartbeat_seconds"]),
                     verbose=task["verbose"],
                     is_orphan=lambda: os.getppid() != task["parent"],
+                    most=_most_trials(),
                 )
         except (InputError, OSError) as error:
             print(f"error: {error}", file=sys.stderr)
@@ -342,4 +369,4 @@ def work_alone() -> int:
         except KeyboardInterrupt:
             sys.stdout.flush()
             os._exit(130)  # a thread of Keras that was cut off while it started may never end
-    return 0
+    return 0 if is_done else _RENEW
