@@ -66,7 +66,7 @@ def test_memory_stays_flat(tmp_path):
         time.sleep(0.2)
     assert process.returncode == 0
     assert settled == TRIALS
-    print(f"\n{keras.backend.backend()}: {({10 * n: round(p) for n, p in peaks.items()})} MiB")
+    print(f"\n{keras.backend.backend()}: { ({10 * n: round(p) for n, p in peaks.items()}) } MiB")
     early = max(peak for tens, peak in peaks.items() if tens < 4)
     late = max(peak for tens, peak in peaks.items() if tens >= 4)
     assert late < early + ALLOWED_MIB

@@ -1,0 +1,43 @@
+"""What a number must not depend on."""
+
+import keras
+import numpy as np
+import pytest
+
+from keras_wsgcn import build_model, evaluate, load_splits, training
+from keras_wsgcn.evaluation import headline
+
+
+@pytest.fixture(scope="module")
+def poses():
+    test = load_splits("generated", stride=60).test
+    return test.subset(np.arange(0, len(test), 2))
+
+
+@pytest.fixture(scope="module")
+def model():
+    keras.utils.set_random_seed(0)
+    return build_model("pre_agg_decoupled", channels=8, kernel_gain=1.0)
+
+
+def test_errors_do_not_depend_on_the_batch_size(model, poses, monkeypatch):
+    whole = evaluate(model, poses)
+    for batch in (1, 7, len(poses) - 1):
+        monkeypatch.setattr(training, "PREDICT_BATCH", batch)
+        few = evaluate(model, poses.subset(np.arange(60))) if batch == 1 else evaluate(model, poses)
+        for column in ("mpjpe_mm", "p_mpjpe_mm"):
+            np.testing.assert_allclose(few[column], whole[column][: len(few)], atol=1e-3)
+
+
+def test_errors_do_not_depend_on_the_order_of_subjects(model, poses):
+    subjects = np.unique(poses.subject)
+    assert len(subjects) > 1
+    turned = np.concatenate([np.flatnonzero(poses.subject == s) for s in subjects[::-1]])
+    assert not np.array_equal(turned, np.arange(len(poses)))
+    one, other = evaluate(model, poses), evaluate(model, poses.subset(turned))
+    for name, value in headline(one).items():
+        assert headline(other)[name] == pytest.approx(value, rel=1e-6), name
+    predicted = training.predict(model, poses.pose2d)
+    assert training.subject_mean_mm(poses.subset(turned), predicted[turned]) == pytest.approx(
+        training.subject_mean_mm(poses, predicted), rel=1e-6
+    )
