@@ -187,7 +187,7 @@ class _Model:
             joints = self.skeleton.num_joints
             pooled = len(self.skeleton.pooling_groups) or joints
             inner = channels // 2
-            embeddings = 4 * 2 * joints * channels * inner  # theta, phi, g and the output's W
-            affinities = 2 * (joints + pooled) * inner + joints * pooled
+            embeddings = 2 * joints * channels * (3 * inner + 1)  # phi, g, the output's W; theta
+            affinities = 2 * pooled * inner + joints * pooled
             total += (1 + self.blocks) * (embeddings + affinities + 2 * joints * pooled * inner)
         return total

@@ -6,6 +6,7 @@ step waits for the host, and the backend sees as much of the epoch as it can mak
 
 import ctypes
 import itertools
+import os
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -29,12 +30,17 @@ class Epochs:
     """
 
     def __init__(
-        self, model: keras.Model, inputs: np.ndarray, targets: np.ndarray, batch_size: int
+        self,
+        model: keras.Model,
+        inputs: np.ndarray,
+        targets: np.ndarray,
+        batch_size: int,
     ) -> None:
         self.model, self.batch_size = model, batch_size
         model.optimizer.build(model.trainable_variables)
         _build_metrics(model, inputs[:1], targets[:1])
-        self._run: Runner = _RUNNERS[keras.backend.backend()](model, inputs, targets, batch_size)
+        runner = _RUNNERS[keras.backend.backend()]
+        self._run: Runner = runner(model, inputs, targets, batch_size)
 
     def run(self, order: np.ndarray) -> tuple[dict[str, float], int | None]:
         """Trains on the rows `order` of the data, one batch after another.
@@ -110,17 +116,21 @@ def _shardings() -> tuple[Any, Any]:
     return NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec(None, axis))
 
 
-def xla_options() -> dict[str, str] | None:
-    """On a CPU, XLA's default library for matrix products runs a batch of small ones on one core.
+def xla_options() -> dict[str, Any] | None:
+    """How XLA is to compile, where it differs from its default.
 
-    Without it a step of `pre_agg_decoupled` at 4.2 M parameters, batch 256, takes 84 instead of
-    106 ms on two cores.
+    On a CPU its library for matrix products runs a batch of small ones on one core: without it a
+    step of `pre_agg_decoupled` at 4.2 M parameters, batch 256, takes 84 instead of 106 ms on two
+    cores. On a GPU it times several algorithms and takes the fastest, not the same in each
+    process, and a resumed training would end elsewhere; XLA_FLAGS=--xla_gpu_deterministic_ops=false
+    lets it: 1.7 instead of 3.2 ms a step of the benchmark recipe at 4.2 M parameters on an H100.
     """
     import jax
 
-    options = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"}
-    if jax.default_backend() != "cpu":
-        return None
+    name = "xla_gpu_deterministic_ops"
+    options: dict[str, Any] = {} if name in os.environ.get("XLA_FLAGS", "") else {name: True}
+    if jax.default_backend() == "cpu":
+        options = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"}
     try:
         jax.jit(lambda x: x + 1, compiler_options=options)(0.0)
     except jax.errors.JaxRuntimeError:  # an option of another version
@@ -174,7 +184,6 @@ def _torch_runner(
     eight passes over the weights, for which there is one kernel.
     """
     import torch
-    from torch.fx.experimental.proxy_tensor import make_fx
 
     _keep_freed_memory()
     arrays = [keras.ops.convert_to_tensor(array) for array in (inputs, targets)]
@@ -182,10 +191,17 @@ def _torch_runner(
     step: Callable[..., Any] = _plain_step(model)
     if _has_plain_adam(model):
         with _state_kept(model):  # tracing and warming up are steps
-            trace = make_fx(_adam_step(model))(*(array[:batch_size] for array in arrays))
-            step = torch.no_grad()(trace)  # backward is in the trace
+            batch = [array[:batch_size].clone() for array in arrays]
+            gradients = _traced(_gradient_step(model), *batch)
+            update = _traced(_adam_update(model), gradients(*batch)[1])
+
+            def step(*batch):
+                loss, of_weights = gradients(*batch)
+                update(of_weights)
+                return loss
+
             if arrays[0].is_cuda:
-                step = _captured(step, arrays, batch_size)
+                step = _captured(step, batch)
 
     def run(order: np.ndarray) -> np.ndarray:
         rows = keras.ops.convert_to_tensor(order)
@@ -193,6 +209,50 @@ def _torch_runner(
         return torch.stack(losses).cpu().numpy()
 
     return run
+
+
+def _traced(function: Callable[..., Any], *arguments: Any) -> Callable[..., Any]:
+    """The operations of a function alone, those on constants done."""
+    import torch
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    trace = make_fx(function)(*arguments)
+    _fold_constants(trace)
+    return torch.no_grad()(trace)  # what there was to differentiate is in the trace
+
+
+def _fold_constants(trace: Any) -> None:
+    """Computes once, in place, what every step of a trace would compute from constants alone.
+
+    Such as the indices of joints, which Keras makes tensors of at every call.
+    """
+    import torch
+
+    def changes(node) -> bool:
+        return not hasattr(node.target, "_schema") or node.target._schema.is_mutable
+
+    constants = {}
+    for node in trace.graph.nodes:
+        if node.op == "get_attr":
+            value = getattr(trace, node.target)
+            if not isinstance(value, torch.nn.Parameter):  # those are variables
+                constants[node] = value
+        elif (
+            node.op == "call_function"
+            and node.all_input_nodes
+            and all(source in constants for source in node.all_input_nodes)
+            and not any(changes(one) for one in (node, *node.users))
+            and torch.Tag.nondeterministic_seeded not in node.target.tags
+        ):
+            of = torch.fx.node.map_arg((node.args, node.kwargs), constants.__getitem__)
+            name = f"_folded_{node.name}"
+            trace.register_buffer(name, node.target(*of[0], **of[1]))
+            with trace.graph.inserting_before(node):
+                folded = trace.graph.get_attr(name)
+            constants[folded] = getattr(trace, name)
+            node.replace_all_uses_with(folded)
+    trace.graph.eliminate_dead_code(lambda node: node.op != "get_attr" and changes(node))
+    trace.recompile()
 
 
 def _keep_freed_memory() -> None:
@@ -244,8 +304,29 @@ class _state_kept:
             variable.assign(value)
 
 
-def _adam_step(model: keras.Model) -> Callable[..., Any]:
-    """A training step with Keras's Adam in one kernel; the same numbers but for rounding."""
+def _gradient_step(model: keras.Model) -> Callable[..., Any]:
+    """The loss of a batch and its gradients; metrics are told of it."""
+    import torch
+
+    weights = [variable.value for variable in model.trainable_variables]
+
+    def step(inputs, targets):
+        with torch.enable_grad():
+            predicted = model(inputs, training=True)
+            loss = model.compute_loss(x=inputs, y=targets, y_pred=predicted, training=True)
+            # In one piece each: the kernel of the update takes them for that, and some are slices.
+            gradients = [g.contiguous() for g in torch.autograd.grad(loss, weights)]
+        with torch.no_grad():
+            loss, predicted = loss.detach(), predicted.detach()
+            model._loss_tracker.update_state(loss, sample_weight=len(inputs))
+            model.compute_metrics(inputs, targets, predicted)
+        return loss, gradients
+
+    return step
+
+
+def _adam_update(model: keras.Model) -> Callable[..., None]:
+    """Keras's Adam in one kernel; the same numbers but for rounding."""
     import torch
 
     optimizer = model.optimizer
@@ -255,46 +336,36 @@ def _adam_step(model: keras.Model) -> Callable[..., Any]:
     # So late the kernel's own bias correction is 1: Keras's, with its epsilon, is in the rate.
     late = [torch.tensor(1e9, device=weights[0].device)] * len(weights)
 
-    def step(inputs, targets):
-        with torch.enable_grad():
-            predicted = model(inputs, training=True)
-            loss = model.compute_loss(x=inputs, y=targets, y_pred=predicted, training=True)
-            gradients = torch.autograd.grad(loss, weights)
-        with torch.no_grad():
-            rate, count = optimizer.learning_rate, optimizer.iterations.value + 1
-            if optimizer.weight_decay:
-                torch._foreach_mul_(weights, 1.0 - rate * optimizer.weight_decay)
-            divisor = None
-            if optimizer.global_clipnorm:
-                norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
-                divisor = torch.clamp(norm / optimizer.global_clipnorm, min=1.0)
-            correction = torch.sqrt(1 - optimizer.beta_2**count) / (1 - optimizer.beta_1**count)
-            torch._fused_adam_(
-                weights, list(gradients), moments, velocities, [], late,
-                lr=rate * correction, beta1=optimizer.beta_1, beta2=optimizer.beta_2,
-                weight_decay=0.0, eps=optimizer.epsilon, amsgrad=False, maximize=False,
-                grad_scale=divisor,
-            )  # fmt: skip
-            optimizer.iterations.assign_add(1)
-            loss, predicted = loss.detach(), predicted.detach()
-            model._loss_tracker.update_state(loss, sample_weight=len(inputs))
-            model.compute_metrics(inputs, targets, predicted)
-        return loss
+    @torch.no_grad()
+    def update(gradients):
+        rate, count = optimizer.learning_rate, optimizer.iterations.value + 1
+        if optimizer.weight_decay:
+            torch._foreach_mul_(weights, 1.0 - rate * optimizer.weight_decay)
+        divisor = None
+        if optimizer.global_clipnorm:
+            norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+            divisor = torch.clamp(norm / optimizer.global_clipnorm, min=1.0)
+        correction = torch.sqrt(1 - optimizer.beta_2**count) / (1 - optimizer.beta_1**count)
+        torch._fused_adam_(
+            weights, gradients, moments, velocities, [], late,
+            lr=rate * correction, beta1=optimizer.beta_1, beta2=optimizer.beta_2,
+            weight_decay=0.0, eps=optimizer.epsilon, amsgrad=False, maximize=False,
+            grad_scale=divisor,
+        )  # fmt: skip
+        optimizer.iterations.assign_add(1)
 
-    return step
+    return update
 
 
-def _captured(step: Callable[..., Any], arrays: list, batch_size: int) -> Callable[..., Any]:
+def _captured(step: Callable[..., Any], batch: list) -> Callable[..., Any]:
     """The step as one CUDA graph: to launch its kernels one by one would take longer than they do.
 
     Args:
         step: the traced step.
-        arrays: inputs and targets, for the shapes of a batch.
-        batch_size: poses a step.
+        batch: inputs and targets of a step; the graph reads from here.
     """
     import torch
 
-    batch = [array[:batch_size].clone() for array in arrays]
     beside = torch.cuda.Stream()
     beside.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(beside):

@@ -4,6 +4,7 @@ Here the joints lead, `(joints, batch, channels)`: each matrix product is then c
 the largest single lever on speed on every backend.
 """
 
+import keras
 import numpy as np
 from keras import ops
 
@@ -90,11 +91,14 @@ def graph_conv(x, kernel, mixing, contraction: Contraction):
     return total
 
 
-def torch_batch_norm(x, scale, offset, epsilon: float):
-    """Batch normalisation over the last axis by torch's own kernel.
+def batch_norm(x, scale, offset, epsilon: float):
+    """Batch normalisation over the last axis, in training, under torch or JAX.
+
+    Torch has a kernel for it. Under JAX the gradient is written out: the one that is derived reads
+    the activations twice as often.
 
     Args:
-        x: `(..., channels)` torch tensor.
+        x: `(..., channels)`.
         scale: `(channels,)`.
         offset: `(channels,)`.
         epsilon: added to the variance.
@@ -102,11 +106,44 @@ def torch_batch_norm(x, scale, offset, epsilon: float):
     Returns:
         The normalised tensor, and mean and variance of the batch, `(channels,)`; all float32.
     """
-    import torch
+    x = ops.cast(x, "float32")
+    if keras.backend.backend() == "torch":
+        import torch
 
-    flat = ops.cast(ops.reshape(x, (-1, x.shape[-1])), "float32")
-    y, mean, inverse = torch.native_batch_norm(flat, scale, offset, None, None, True, 0.0, epsilon)
-    return ops.reshape(y, x.shape), mean.detach(), inverse.detach() ** -2 - epsilon
+        flat = ops.reshape(x, (-1, x.shape[-1]))
+        y, mean, inverse = torch.native_batch_norm(
+            flat, scale, offset, None, None, True, 0.0, epsilon
+        )
+        return ops.reshape(y, x.shape), mean.detach(), inverse.detach() ** -2 - epsilon
+
+    @ops.custom_gradient
+    def normalise(x, scale, offset):
+        mean, variance = _moments(x)
+        inverse = ops.rsqrt(variance + epsilon)
+
+        def gradient(dy):
+            y = (x - mean) * inverse
+            mean_dy, mean_dy_y = _mean(dy), _mean(dy * y)
+            count = ops.cast(ops.size(x) // x.shape[-1], x.dtype)
+            dx = scale * inverse * (dy - mean_dy - y * mean_dy_y)
+            return dx, mean_dy_y * count, mean_dy * count
+
+        return (x - mean) * (inverse * scale) + offset, gradient
+
+    return normalise(x, scale, offset), *_moments(ops.stop_gradient(x))
+
+
+def _moments(x):
+    """Mean and variance over all axes but the last."""
+    mean = _mean(x)
+    return mean, _mean(ops.square(x - mean))
+
+
+def _mean(x):
+    """The mean over all axes but the last, one after another: so there is more to share out."""
+    while len(x.shape) > 1:
+        x = ops.mean(x, axis=-2)
+    return x
 
 
 def _multiply(x, kernel, count: int, joints: np.ndarray | None, kernels: np.ndarray | None):

@@ -81,7 +81,7 @@ def direct(model, backend: str) -> Callable[[np.ndarray], object]:
 
     def predict(pose2d: np.ndarray) -> np.ndarray:
         with torch.no_grad():
-            return model(torch.from_numpy(pose2d), training=False).numpy()
+            return model(pose2d, training=False).cpu().numpy()
 
     return predict
 

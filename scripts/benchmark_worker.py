@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from keras_wsgcn.devices import float32_products
 from keras_wsgcn.schemes import SCHEMES, Scheme
 from keras_wsgcn.skeletons import Skeleton, h36m_16
 
@@ -304,6 +305,11 @@ def peak() -> float | None:
 def main() -> None:
     _, steps, *peer = sys.argv
     worker: Any = Peer(peer[0], int(steps)) if peer else Ours(int(steps))
+    with float32_products():
+        answer_all(worker)
+
+
+def answer_all(worker: Any) -> None:
     for line in sys.stdin:
         question = json.loads(line)
         measure = question.pop("measure", None)

@@ -1,11 +1,13 @@
 """What the commands share: options from a dataclass, and errors as one clear line."""
 
+import _thread
 import argparse
 import dataclasses
 import inspect
 import os
 import re
 import sys
+import threading
 import types
 import typing
 from collections.abc import Callable, Iterable, Sequence
@@ -19,7 +21,18 @@ def _show_error(kind: type[BaseException], error: BaseException, trace: Tracebac
         sys.__excepthook__(kind, error, trace)
 
 
-sys.excepthook = _show_error  # before Keras is imported, by this module or by a command
+def _show_ignored(ignored: Any) -> None:
+    """Ctrl-C within a callback of a library would be dropped there: it comes again, outside."""
+    if issubclass(ignored.exc_type, KeyboardInterrupt):
+        again = threading.Timer(0.05, _thread.interrupt_main)
+        again.daemon = True
+        again.start()
+    else:
+        sys.__unraisablehook__(ignored)
+
+
+# Before Keras is imported, by this module or by a command.
+sys.excepthook, sys.unraisablehook = _show_error, _show_ignored
 
 
 def add_options(

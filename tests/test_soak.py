@@ -2,6 +2,7 @@
 
 import os
 import re
+import statistics
 import subprocess
 import sys
 import time
@@ -67,6 +68,7 @@ def test_memory_stays_flat(tmp_path):
     assert process.returncode == 0
     assert settled == TRIALS
     print(f"\n{keras.backend.backend()}: { ({10 * n: round(p) for n, p in peaks.items()}) } MiB")
-    early = max(peak for tens, peak in peaks.items() if tens < 4)
-    late = max(peak for tens, peak in peaks.items() if tens >= 4)
+    # Medians: at a change of workers both may be counted for a moment.
+    early = statistics.median(peak for tens, peak in peaks.items() if tens < 4)
+    late = statistics.median(peak for tens, peak in peaks.items() if tens >= 4)
     assert late < early + ALLOWED_MIB

@@ -7,6 +7,7 @@ queue. Whoever fills slots or takes trials holds the storage's lock: any number 
 
 import contextlib
 import os
+import threading
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -95,23 +96,37 @@ def writing(location: str | os.PathLike) -> Iterator[None]:
     """Within it, a storage that cannot be written any more is an `OSError` that says so.
 
     A full disk and a lost server reach Optuna as errors of SQL, which it meets with others of its
-    own. The trial in work counts as that of a process that died.
+    own. The trial in work counts as that of a process that died. Optuna's thread that says that a
+    trial is alive meets the same error, and says nothing of it.
 
     Raises:
         OSError: with the place of the storage and the database's own words.
     """
-    import sqlalchemy
+    before = threading.excepthook
 
+    def show(of_thread: threading.ExceptHookArgs) -> None:
+        if _database_error(of_thread.exc_value) is None:
+            before(of_thread)
+
+    threading.excepthook = show
     try:
         yield
     except Exception as error:
-        cause: BaseException | None = error
-        while cause is not None and not isinstance(cause, sqlalchemy.exc.OperationalError):
-            cause = cause.__cause__ or cause.__context__
-        if cause is None:
+        if (cause := _database_error(error)) is None:
             raise
         reason = str(cause).strip().splitlines()[0]
         raise OSError(f"{without_password(str(location))}: {reason}") from error
+    finally:
+        threading.excepthook = before
+
+
+def _database_error(error: BaseException | None) -> BaseException | None:
+    """The database's own error among those that led to this one."""
+    import sqlalchemy
+
+    while error is not None and not isinstance(error, sqlalchemy.exc.OperationalError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def _make_sqlite(url: str) -> None:

@@ -281,7 +281,13 @@ def _supervise(
 
 def _start_worker(task: dict[str, Any], number: int, workers: int) -> subprocess.Popen:
     cores = _cores_of(number, workers)
-    environment = {**os.environ, "OMP_NUM_THREADS": str(len(cores))}
+    environment = {
+        # Workers that share an accelerator take of its memory what they need, not all of it.
+        "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+        "TF_FORCE_GPU_ALLOW_GROWTH": "true",
+        **os.environ,
+        "OMP_NUM_THREADS": str(len(cores)),
+    }
     # All backends size their thread pools by the cores that they may use. Set here and inherited,
     # it holds from the worker's first import on. Ctrl-C reaches workers through this process only.
     with _on_cores(cores):
