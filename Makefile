@@ -6,7 +6,7 @@ READY := .venv/.ready
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 BACKENDS := tensorflow jax torch
 
-.PHONY: quickstart serve-demo test lint format test-slow torture clean $(BACKENDS:%=test-%)
+.PHONY: quickstart serve-demo test test-lowest lint format test-slow torture clean $(BACKENDS:%=test-%)
 
 quickstart: $(READY)
 	$(BIN)/python scripts/train.py --data generated --stride 3 --scheme pre_agg_decoupled \
@@ -16,7 +16,9 @@ quickstart: $(READY)
 serve-demo: $(READY)
 	$(BIN)/python scripts/serve_demo.py
 
-test: $(BACKENDS:%=test-%)
+# Two backends at a time: most of a test is one core's work.
+test: $(READY)
+	$(MAKE) --jobs 2 --output-sync=target $(BACKENDS:%=test-%)
 
 $(BACKENDS:%=test-%): test-%: $(READY)
 	KERAS_BACKEND=$* $(BIN)/python -m pytest
@@ -29,6 +31,17 @@ test-slow: $(READY)
 torture: $(READY)
 	for backend in torch jax tensorflow; do KERAS_BACKEND=$$backend $(BIN)/python -m pytest -s \
 		-m slow tests/test_torture.py tests/test_outages.py || exit 1; done
+
+# The floors of pyproject.toml, exactly (but for torch, whose older builds bring CUDA along).
+test-lowest: .venv-lowest/.ready
+	for backend in $(BACKENDS); do \
+		KERAS_BACKEND=$$backend .venv-lowest/bin/python -m pytest || exit 1; done
+
+.venv-lowest/.ready: pyproject.toml tests/lowest.txt
+	$(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/pip install --quiet torch==2.13.0
+	.venv-lowest/bin/pip install --quiet --constraint tests/lowest.txt --editable '.[dev]'
+	touch $@
 
 lint: $(READY)
 	$(BIN)/ruff format --check .
@@ -47,4 +60,4 @@ $(READY): pyproject.toml
 	touch $@
 
 clean:
-	rm -rf .venv build *.egg-info
+	rm -rf .venv .venv-lowest build *.egg-info

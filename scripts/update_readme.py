@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import benchmark
 import pandas as pd
 from cli import run
 
@@ -27,7 +28,7 @@ ROOT = Path(__file__).parent.parent
 BUDGETS = (4.2e6, 2.1e6, 1.05e6)
 STUDIES = ROOT / "studies"
 RESULTS = STUDIES / "results" / "cmu24_recipe.csv"
-STEPS = STUDIES / "results" / "training_step.csv"
+STEPS = STUDIES / "results" / "training_speed.csv"
 PARITY = STUDIES / "results" / "export_parity.csv"
 EXPORT_SPEED = STUDIES / "results" / "export_speed.csv"
 
@@ -75,13 +76,17 @@ def results_table() -> str:
 
 
 def steps_table() -> str:
-    frame = pd.read_csv(STEPS)
-    table = frame.pivot_table("train_ms", ["scheme", "channels"], "backend", sort=False)
+    table = benchmark.table(pd.read_csv(STEPS)).reset_index().drop(columns="batch")
+    ratios = ("share of their rate", "peer / best", "peer / slowest")
     rows = [
-        [f"`{scheme}`", channels, *(f"{value:.1f}" for value in row)]
-        for (scheme, channels), row in zip(table.index, table.to_numpy(), strict=True)
+        [f"`{row['scheme']}`", row["channels"]]
+        + [
+            "-" if pd.isna(row[name]) else f"{row[name]:.{2 if name in ratios else 1}f}"
+            for name in table.columns[2:]
+        ]
+        for _, row in table.iterrows()
     ]
-    return markdown.table(["scheme", "channels", *table.columns], rows)
+    return markdown.table(list(table.columns), rows)
 
 
 def parity_table() -> str:
