@@ -14,7 +14,10 @@ from keras_wsgcn.studies.storage import writing
 pytestmark = pytest.mark.plain
 
 DROPPED = """
+import signal
 import cli
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background it may be ignored
 
 class Callback:
     def __del__(self):  # Python drops what is raised here
