@@ -30,11 +30,7 @@ class Epochs:
     """
 
     def __init__(
-        self,
-        model: keras.Model,
-        inputs: np.ndarray,
-        targets: np.ndarray,
-        batch_size: int,
+        self, model: keras.Model, inputs: np.ndarray, targets: np.ndarray, batch_size: int
     ) -> None:
         self.model, self.batch_size = model, batch_size
         model.optimizer.build(model.trainable_variables)

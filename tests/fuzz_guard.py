@@ -65,8 +65,6 @@ class _Watch:
     def __call__(self, event: str, arguments: tuple[Any, ...]) -> None:
         if self.root is None:
             return
-        if event == "os.chmod" and isinstance(arguments[0], int):
-            return  # a file that is open already, such as a lock of older filelock
         if event in _NEVER:
             self.seen.append(f"{event}{arguments!r}"[:300])
         elif event == "open" and isinstance(arguments[2], int) and arguments[2] & _WRITING:

@@ -109,8 +109,7 @@ def test_products_are_exact_unless_asked_otherwise():
     assert products_allow_tf32() == before
 
 
-# A processor computes "tf32" as float32: above is tested that it reaches the products.
-@pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
+@pytest.mark.parametrize("precision", ["tf32", "mixed_bfloat16", "mixed_float16"])
 def test_every_precision_trains_and_resumes(precision, tmp_path):
     data = load_splits("generated", stride=120)
     config = TrainConfig(

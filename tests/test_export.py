@@ -244,6 +244,7 @@ def test_a_saved_model_holds_signatures_metadata_and_warm_up(model, tmp_path):
         answer = loaded.signatures[signature](**{k: tf.constant(v) for k, v in inputs.items()})
         seen.add((signature, answer["pose3d"].shape[0]))
     assert seen == {(name, batch) for name in SIGNATURES for batch in (1, 64)}
+    assert "BatchMatMulV2" in writers.operators(folder)
     assert writers.operators(folder) <= writers.STOCK_OPERATORS
 
 

@@ -2,6 +2,8 @@
 
 import builtins
 import contextlib
+import encodings.cp437  # zipfile and pickle load them at their first use
+import encodings.raw_unicode_escape  # noqa: F401
 import functools
 import io
 import operator
@@ -47,8 +49,7 @@ def refuses_file(folder, *words):
     assert "\n" not in message
     assert len(message) < 1000
     assert not (folder / "canary").exists()
-    new = {name for name in set(sys.modules) - modules if not name.startswith("encodings.")}
-    assert new <= {"pickletools"}
+    assert set(sys.modules) <= modules | {"pickletools"}
 
 
 # --- callables of every kind, in every protocol ---------------------------------------------------
@@ -411,7 +412,7 @@ def test_truncated_member_and_flipped_bytes(tmp_path, canary, part):
         (npy(b"", "<f4", "(99999999999,)"), "not float32"),
         (npy(b"", "|O", "(4,)"), "not object of shape (4,)"),
         (npy(b"", "__import__('os').system('touch canary')"), "damaged"),
-        (b"\x93NUMPY\x09\x00" + bytes(99), "positions_3d"),
+        (b"\x93NUMPY\x09\x00" + bytes(99), "damaged"),
         (b"\x80\x04cos\nsystem\n" + TOUCH + b"R.", "damaged"),
         (b"", "damaged"),
         (npy(b"", "|O", "(" * 30 + ")" * 30), "positions_3d"),

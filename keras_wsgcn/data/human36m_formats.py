@@ -99,7 +99,7 @@ def _check_header(stream: IO[bytes]) -> None:
     }
     version = np.lib.format.read_magic(stream)
     if version not in readers:
-        raise PickleError(f"is of the unknown version {version} of the npy format")
+        raise PickleError(f"is damaged: unknown version {version} of the npy format")
     shape, _, dtype = readers[version](stream)
     if dtype != np.dtype(object) or shape != ():
         raise PickleError(f"must be one pickled object, not {dtype} of shape {shape}")

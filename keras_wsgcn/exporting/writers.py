@@ -100,10 +100,8 @@ def operators(folder: Path) -> set[str]:
 
     saved = saved_model_pb2.SavedModel()
     saved.ParseFromString((folder / "saved_model.pb").read_bytes())
-    graphs = [meta.graph_def for meta in saved.meta_graphs]
-    nodes = [node for graph in graphs for node in graph.node]
-    nodes += [n for graph in graphs for f in graph.library.function for n in f.node_def]
-    return {node.op for node in nodes}
+    used = (meta.meta_info_def.stripped_op_list for meta in saved.meta_graphs)
+    return {definition.name for ops in used for definition in ops.op}
 
 
 def _write_warmup(path: Path, inputs: dict[str, dict[str, np.ndarray]], name: str) -> None:
