@@ -23,7 +23,7 @@ import pandas as pd
 from cli import run
 
 from keras_wsgcn.budget import count_flops, count_params, solve_channels
-from keras_wsgcn.errors import InputError
+from keras_wsgcn.errors import InputError, check_integer
 from keras_wsgcn.files import write_text
 from keras_wsgcn.schemes import SCHEMES
 
@@ -83,26 +83,42 @@ class Worker:
         return {k: v for name in self.measures for k, v in self.ask(measure=name).items()}
 
 
+def cases(options: argparse.Namespace) -> list[dict]:
+    """What is to be timed; refuses what cannot be before a process is started."""
+    for name in ("rounds", "steps"):
+        check_integer(name, getattr(options, name), least=1)
+    check_integer("train_steps", options.train_steps, least=0)
+    found = []
+    for batch in options.batch_sizes:
+        check_integer("batch_sizes", batch, least=1)
+        for scheme in options.schemes:
+            channels = options.channels
+            if channels is None:
+                channels = solve_channels(scheme, options.budget)
+            check_integer("channels", channels, least=1)
+            found.append({"scheme": scheme, "channels": channels, "batch": batch})
+    return found
+
+
 def measure(options: argparse.Namespace) -> pd.DataFrame:
+    wanted = cases(options)
     names = options.backends or [name for name in BACKENDS if importlib.util.find_spec(name)]
     workers = {
         name: Worker(name, options) for name in [*names, *(["peer"] if options.peer else [])]
     }
     rows = []
-    for batch in options.batch_sizes:
-        for scheme in options.schemes:
-            channels = options.channels or solve_channels(scheme, options.budget)
-            case = {"scheme": scheme, "channels": channels, "batch": batch}
-            about = {name: worker.ask(**case) for name, worker in workers.items()}
-            able = {name: w for name, w in workers.items() if "error" not in about[name]}
-            rounds = [{n: w.time() for n, w in able.items()} for _ in range(options.rounds)]
-            for name, facts in about.items():
-                times = [one[name] for one in rounds if name in one]
-                medians = {k: statistics.median(t[k] for t in times) for k in (times or [{}])[0]}
-                if options.train_steps and name != "peer":
-                    medians |= workers[name].ask(measure="train", steps=options.train_steps)
-                rows.append({**case, "runs": name, **sizes(scheme, channels), **medians, **facts})
-            say(rows[-len(about) :])
+    for case in wanted:
+        about = {name: worker.ask(**case) for name, worker in workers.items()}
+        able = {name: w for name, w in workers.items() if "error" not in about[name]}
+        rounds = [{n: w.time() for n, w in able.items()} for _ in range(options.rounds)]
+        size = sizes(case["scheme"], case["channels"])
+        for name, facts in about.items():
+            times = [one[name] for one in rounds if name in one]
+            medians = {k: statistics.median(t[k] for t in times) for k in (times or [{}])[0]}
+            if options.train_steps and name != "peer":
+                medians |= workers[name].ask(measure="train", steps=options.train_steps)
+            rows.append({**case, "runs": name, **size, **medians, **facts})
+        say(rows[-len(about) :])
     return pd.DataFrame(rows).round(3)
 
 

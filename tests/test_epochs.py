@@ -77,6 +77,28 @@ def test_constraints_hold(poses):
     assert np.linalg.norm(keras.ops.convert_to_numpy(kernel)) <= 0.0101
 
 
+@pytest.mark.skipif(keras.backend.backend() != "torch", reason="torch alone is traced")
+def test_a_trace_computes_constants_once_and_variables_always():
+    import torch
+
+    from keras_wsgcn.epochs import _traced
+
+    scale = torch.nn.Parameter(torch.tensor(2.0), requires_grad=False)
+
+    def function(x):
+        index = torch.tensor([-1, 0]) % len(x)  # of constants
+        noise = torch.rand(2) * 0
+        return x[index] * (scale + 1) + noise  # of a variable, and drawn anew
+
+    trace = _traced(function, torch.arange(3.0))
+    np.testing.assert_array_equal(trace(torch.arange(3.0)), [6.0, 0.0])
+    scale.fill_(9.0)
+    np.testing.assert_array_equal(trace(torch.arange(3.0)), [20.0, 0.0])
+    done = {str(node.target) for node in trace.__wrapped__.graph.nodes}
+    assert "aten.remainder.Scalar" not in done
+    assert "aten.rand.default" in done
+
+
 def test_building_is_no_step(poses):
     model = compiled(OPTIMIZERS["clipped"]())
     before = model.get_weights()

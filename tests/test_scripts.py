@@ -168,6 +168,14 @@ def test_the_benchmark_times_backend_limit_and_peer(tmp_path, capsys):
 
 
 @pytest.mark.plain
+@pytest.mark.parametrize("option", ["channels", "batch-sizes", "rounds", "steps"])
+def test_the_benchmark_refuses_nothing_to_time(option, capsys):
+    assert cli.run(benchmark.main, [f"--{option}", "0"]) == 2
+    name = option.replace("-", "_")
+    assert f"error: `{name}` must be an integer of at least 1" in capsys.readouterr().err
+
+
+@pytest.mark.plain
 def test_the_peer_s_names_follow_from_the_table():
     names = {name: benchmark_worker.peer_name(scheme) for name, scheme in SCHEMES.items()}
     assert names["full_sharing"] == "vanilla"
