@@ -3,6 +3,8 @@
 Written as Keras core writes layers; the contraction itself lives in `ops.py`.
 """
 
+import functools
+
 import keras
 from keras import ops
 
@@ -332,13 +334,15 @@ class GraphNonLocal(keras.layers.Layer):
         groups = self.skeleton.pooling_groups
         if not groups:
             return x
+        # Stacked, not gathered: a gather's gradient is a scatter, which a GPU does in any order, or
+        # in one order slowly (JAX, H100: 3.2 instead of 1.8 ms for a whole step).
+        joints = ops.unstack(x, self.skeleton.num_joints, axis=0)
         size = max(len(group) for group in groups)
         # A short group repeats its first joint, which leaves its maximum as it is.
         members = [[(*group, *group[:1] * size)[k] for group in groups] for k in range(size)]
-        pooled = ops.take(x, members[0], axis=0)
-        for joints in members[1:]:
-            pooled = ops.maximum(pooled, ops.take(x, joints, axis=0))
-        return pooled
+        return functools.reduce(
+            ops.maximum, [ops.stack([joints[member] for member in row]) for row in members]
+        )
 
 
 @keras.saving.register_keras_serializable(package="keras_wsgcn")
