@@ -20,7 +20,8 @@ DATA = (
     "data.keypoints", "data.keypoint_tracks", "data.keypoint_files",
 )  # fmt: skip
 LAST = (
-    "recipes", "devices", "epochs", "training", "evaluation", "plots", "inference", "animation",
+    "recipes", "devices", "torch_epochs", "epochs", "training",
+    "evaluation", "plots", "inference", "animation",
     "exporting.folding", "exporting.formats", "exporting.writers", "exporting.exports",
     "serving.config", "serving.client", "serving.stand_in",
     "studies.search", "studies.spec", "studies.liveness",

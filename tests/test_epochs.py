@@ -81,7 +81,7 @@ def test_constraints_hold(poses):
 def test_a_trace_computes_constants_once_and_variables_always():
     import torch
 
-    from keras_wsgcn.epochs import _traced
+    from keras_wsgcn.torch_epochs import _traced
 
     scale = torch.nn.Parameter(torch.tensor(2.0), requires_grad=False)
 
