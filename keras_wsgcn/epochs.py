@@ -4,9 +4,11 @@
 step waits for the host, and the backend sees as much of the epoch as it can make use of.
 """
 
+import functools
 import itertools
+import operator
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -14,45 +16,68 @@ import numpy as np
 
 from keras_wsgcn.torch_epochs import torch_runner
 
-# Trains on the rows `(steps, batch_size)` of the data. Returns the losses `(steps,)`, each that of
-# its step or a mean with those before: they are finite up to the step at which training diverges.
-Runner = Callable[[np.ndarray], np.ndarray]
+# Trains on the rows `(models, steps, batch_size)` of the data, for those models that shall learn.
+# Returns the losses `(models, steps)`, each that of its step or a mean with those before: they are
+# finite up to the step at which training diverges.
+Runner = Callable[[np.ndarray, Sequence[bool]], np.ndarray]
+# What the metrics of a model say of an epoch, and the first step, counted from 0, whose loss was
+# not finite, or None.
+Outcome = tuple[dict[str, float], int | None]
 
 
 class Epochs:
-    """Trains a compiled model epoch by epoch.
+    """Trains compiled models epoch by epoch; under JAX several at once.
+
+    To XLA several models are one with larger arrays, which fills an accelerator better. Each
+    computes what it would alone but for rounding, whatever the others compute.
 
     Args:
-        model: a compiled Keras model with one input and one output.
+        models: compiled Keras models with one input and one output, which differ in nothing but
+            the values of their variables.
         inputs: `(poses, ...)` NumPy array; it is copied to the device.
         targets: `(poses, ...)` NumPy array.
-        batch_size: poses a step.
+        batch_size: poses a step, of each model.
     """
 
     def __init__(
-        self, model: keras.Model, inputs: np.ndarray, targets: np.ndarray, batch_size: int
+        self,
+        models: Sequence[keras.Model],
+        inputs: np.ndarray,
+        targets: np.ndarray,
+        batch_size: int,
     ) -> None:
-        self.model, self.batch_size = model, batch_size
-        model.optimizer.build(model.trainable_variables)
-        _build_metrics(model, inputs[:1], targets[:1])
+        self.models, self.batch_size = models, batch_size
+        for model in models:
+            model.optimizer.build(model.trainable_variables)
+            _build_metrics(model, inputs[:1], targets[:1])
         runner = _RUNNERS[keras.backend.backend()]
-        self._run: Runner = runner(model, inputs, targets, batch_size)
+        self._run: Runner = runner(models, inputs, targets, batch_size)
 
-    def run(self, order: np.ndarray) -> tuple[dict[str, float], int | None]:
-        """Trains on the rows `order` of the data, one batch after another.
+    def run(self, orders: Sequence[np.ndarray | None]) -> list[Outcome | None]:
+        """Trains each model on its rows of the data, one batch after another.
 
         Args:
-            order: `(steps * batch_size,)` integers.
+            orders: for each model `(steps * batch_size,)` integers, or None: it stays as it is.
 
         Returns:
-            The loss and the metrics over all of them, and the first step, counted from 0, whose
-            loss was not finite, or None.
+            For each model its outcome, or None.
         """
-        self.model.reset_metrics()
-        losses = self._run(order.reshape(-1, self.batch_size).astype(np.int32))
-        logs = {name: float(value) for name, value in self.model.get_metrics_result().items()}
-        diverged = np.flatnonzero(~np.isfinite(losses))
-        return logs, int(diverged[0]) if len(diverged) else None
+        learns = [order is not None for order in orders]
+        idle = next(order for order in orders if order is not None)
+        rows = np.stack([idle if order is None else order for order in orders]).astype(np.int32)
+        for model in itertools.compress(self.models, learns):
+            model.reset_metrics()
+        losses = self._run(rows.reshape(len(orders), -1, self.batch_size), learns)
+        return [
+            _outcome(model, of_model) if own else None
+            for model, of_model, own in zip(self.models, losses, learns, strict=True)
+        ]
+
+
+def _outcome(model: keras.Model, losses: np.ndarray) -> Outcome:
+    logs = {name: float(value) for name, value in model.get_metrics_result().items()}
+    diverged = np.flatnonzero(~np.isfinite(losses))
+    return logs, int(diverged[0]) if len(diverged) else None
 
 
 def _build_metrics(model: keras.Model, inputs: np.ndarray, targets: np.ndarray) -> None:
@@ -64,52 +89,78 @@ def _build_metrics(model: keras.Model, inputs: np.ndarray, targets: np.ndarray) 
 
 
 def _jax_runner(
-    model: keras.Model, inputs: np.ndarray, targets: np.ndarray, batch_size: int
+    models: Sequence[keras.Model], inputs: np.ndarray, targets: np.ndarray, batch_size: int
 ) -> Runner:
-    """An epoch is one program: a scan over the steps."""
+    """An epoch is one program: a scan over the steps, mapped over the models."""
     import jax
 
     # With several devices each holds all data, and its share of the rows of a step.
     everywhere, shared = _shardings()
     arrays = jax.device_put((inputs, targets), everywhere)
-    groups = (
+
+    def train(state, arrays, order):
+        def step(state, rows):
+            logs, state = models[0].train_step(state, tuple(array[rows] for array in arrays))
+            return tuple(map(list, state)), logs["loss"]
+
+        return jax.lax.scan(step, state, order)
+
+    def train_all(states, arrays, orders):
+        if len(states) == 1:  # mapped over, it would be compiled otherwise
+            state, losses = train(states[0], arrays, orders[0])
+            return [state], losses[None]
+        state = jax.tree.map(lambda *values: jax.numpy.stack(values), *states)
+        state, losses = jax.vmap(train, in_axes=(0, None, 0))(state, arrays, orders)
+        return [jax.tree.map(operator.itemgetter(k), state) for k in range(len(states))], losses
+
+    program = jax.jit(train_all, donate_argnums=0, compiler_options=xla_options())
+    groups_of = [_variable_groups(model) for model in models]
+
+    def values_of(groups, copy: bool):
+        array = functools.partial(jax.numpy.array, copy=copy)
+        return tuple([array(variable.value) for variable in group] for group in groups)
+
+    def assign(groups, state) -> None:
+        for variable, value in zip(itertools.chain(*groups), itertools.chain(*state), strict=True):
+            variable.assign(value)
+
+    for groups in groups_of:  # two of them may share what can be given away once
+        assign(groups, values_of(groups, copy=True))
+
+    def run(orders: np.ndarray, learns: Sequence[bool]) -> np.ndarray:
+        # What is given to the program is gone, but for a copy.
+        states = [
+            values_of(groups, copy=not own) for groups, own in zip(groups_of, learns, strict=True)
+        ]
+        states, losses = program(states, arrays, jax.device_put(orders, shared))
+        for groups, state in itertools.compress(zip(groups_of, states, strict=True), learns):
+            assign(groups, state)
+        return np.asarray(losses)
+
+    return run
+
+
+def _variable_groups(model: keras.Model) -> tuple[list[keras.Variable], ...]:
+    """The state that Keras's step takes and gives."""
+    return (
         model.trainable_variables,
         model.non_trainable_variables,
         model.optimizer.variables,
         model.metrics_variables,
     )
 
-    def train(state, arrays, order):
-        def step(state, rows):
-            logs, state = model.train_step(state, tuple(array[rows] for array in arrays))
-            return tuple(map(list, state)), logs["loss"]
-
-        return jax.lax.scan(step, state, order)
-
-    program = jax.jit(train, donate_argnums=0, compiler_options=xla_options())
-    for variable in itertools.chain(*groups):  # two of them may share what can be given away once
-        variable.assign(jax.numpy.array(variable.value, copy=True))
-
-    def run(order: np.ndarray) -> np.ndarray:
-        state = tuple([variable.value for variable in group] for group in groups)
-        state, losses = program(state, arrays, jax.device_put(order, shared))
-        for group, values in zip(groups, state, strict=True):
-            for variable, value in zip(group, values, strict=True):
-                variable.assign(value)
-        return np.asarray(losses)
-
-    return run
-
 
 def _shardings() -> tuple[Any, Any]:
-    """Where data lies, and where the rows `(steps, batch_size)`; None, None on one device."""
+    """Where data lies, and the rows `(models, steps, batch_size)`; None, None on one device."""
     from jax.sharding import NamedSharding, PartitionSpec
 
     distribution = keras.distribution.distribution()
     if distribution is None:
         return None, None
     mesh, axis = distribution.device_mesh.backend_mesh, distribution.batch_dim_name
-    return NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec(None, axis))
+    return NamedSharding(mesh, PartitionSpec()), NamedSharding(
+        mesh, PartitionSpec(None, None, axis)
+    )
 
 
 def xla_options() -> dict[str, Any] | None:
@@ -134,9 +185,22 @@ def xla_options() -> dict[str, Any] | None:
     return options
 
 
+def _one_model(
+    runner: Callable[..., Callable[[np.ndarray], np.ndarray]],
+) -> Callable[..., Runner]:
+    """The runner of a backend that trains one model at a time."""
+
+    def runner_of_one(models: Sequence[keras.Model], *data: Any) -> Runner:
+        (model,) = models
+        run = runner(model, *data)
+        return lambda orders, learns: run(orders[0])[None]
+
+    return runner_of_one
+
+
 def _tensorflow_runner(
     model: keras.Model, inputs: np.ndarray, targets: np.ndarray, batch_size: int
-) -> Runner:
+) -> Callable[[np.ndarray], np.ndarray]:
     """An epoch is one graph: a loop over steps that XLA compiles.
 
     Keras leaves XLA out on a CPU, where it gains a few per cent. Compiled with the loop in it, the
@@ -173,6 +237,6 @@ def _tensorflow_runner(
 
 _RUNNERS: dict[str, Callable[..., Runner]] = {
     "jax": _jax_runner,
-    "tensorflow": _tensorflow_runner,
-    "torch": torch_runner,
+    "tensorflow": _one_model(_tensorflow_runner),
+    "torch": _one_model(torch_runner),
 }

@@ -4,14 +4,11 @@ A run lives in a folder. Its state is one file, `last.keras`, replaced whole aft
 every random choice is a function of (seed, epoch): a run that was killed ends like any other.
 """
 
-import functools
-import importlib
 import json
 import os
-import subprocess
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -22,8 +19,9 @@ import pandas as pd
 from keras_wsgcn import metrics, skeletons
 from keras_wsgcn.data.poses import PoseDataset, Splits
 from keras_wsgcn.devices import data_parallel, float32_products, replicas
+from keras_wsgcn.environment import environment
 from keras_wsgcn.epochs import Epochs
-from keras_wsgcn.errors import Failure, InputError
+from keras_wsgcn.errors import Failure, InputError, check_integer, shown
 from keras_wsgcn.files import remove_leftovers, write_json, write_text
 from keras_wsgcn.recipes import TrainConfig, compile_model
 from keras_wsgcn.saving import load_model, restore_model, save_model
@@ -84,25 +82,122 @@ def train(
             there are no such devices.
         DivergenceError: if the loss is no longer finite. The last good epoch stays in the folder.
     """
-    tf32 = config.precision == "tf32"
-    with data_parallel(devices, config.batch_size), float32_products(tf32):
-        run = _Run(config, data, Path(folder), dict(facts or {}))
-        notified = keras.callbacks.CallbackList(list(callbacks), model=run.model)
-        notified.on_train_begin()
-        while not run.is_finished():
-            notified.on_epoch_begin(run.epoch)
-            row = run.train_epoch()
-            notified.on_epoch_end(row["epoch"] - 1, {k: v for k, v in row.items() if k != "epoch"})
-            if verbose:
-                print(_progress(row, config.epochs), flush=True)
-        notified.on_train_end()
-    return TrainResult(load_model(run.best_path, compile=False), run.history_frame(), run.folder)
+    runs = [(config, Path(folder), callbacks)]
+    (result,) = _train(runs, data, facts or {}, devices, verbose)
+    if isinstance(result, DivergenceError):
+        raise result
+    return result
+
+
+def train_together(
+    configs: Sequence[TrainConfig],
+    data: Splits,
+    folders: Sequence[str | os.PathLike],
+    *,
+    callbacks: Sequence[Sequence[keras.callbacks.Callback]] = (),
+    facts: Mapping[str, Any] | None = None,
+    verbose: bool = True,
+) -> list["TrainResult | DivergenceError"]:
+    """Trains models that differ in their seed, each step one for all of them (JAX).
+
+    One small model leaves most of an accelerator idle. Each run gives what `train` gives but for
+    rounding, and resumes as it does, if called with as many runs.
+
+    Args:
+        configs: what to train; they may differ in `seed` and `kernel_gain`.
+        data: as `train` takes it.
+        folders: a folder for each run.
+        callbacks: for each run its callbacks, or none at all.
+        facts: as `train` takes it.
+        verbose: whether to print a line an epoch and run.
+
+    Returns:
+        What `train` would return for each, or the error of a run that diverged: the others go on.
+
+    Raises:
+        InputError: if a run would be refused by `train`, the configurations differ in more, or
+            the backend cannot.
+    """
+    if len(configs) != len(folders) or len(set(map(Path, folders))) != len(folders) or not configs:
+        raise InputError(
+            "`folders` must be a folder of its own for each configuration. Received: "
+            f"{len(configs)} configurations, folders={shown(list(map(str, folders)))}"
+        )
+    if callbacks and len(callbacks) != len(configs):
+        raise InputError(
+            f"`callbacks` must be a list for each of the {len(configs)} configurations, or none. "
+            f"Received: {len(callbacks)} lists"
+        )
+    first = configs[0]
+    for config in configs:
+        if replace(config, seed=first.seed, kernel_gain=first.kernel_gain) != first:
+            raise InputError(
+                "`configs` must differ in nothing but `seed` and `kernel_gain`. "
+                f"Received: {shown(first)} and {shown(config)}"
+            )
+    check_together(len(configs))
+    runs = list(zip(configs, map(Path, folders), callbacks or [()] * len(configs), strict=True))
+    return _train(runs, data, facts or {}, 1, verbose)
+
+
+def check_together(count: int) -> int:
+    """Refuses to train several models at once where the backend cannot.
+
+    Raises:
+        InputError: if it cannot.
+    """
+    if check_integer("together", count, least=1) > 1 and keras.backend.backend() != "jax":
+        raise InputError(
+            "`together` must be 1 but under JAX, which alone can map a step over models. "
+            f"Received: together={count} under {keras.backend.backend()}"
+        )
+    return count
+
+
+def _train(
+    settings: Sequence[tuple[TrainConfig, Path, Sequence[keras.callbacks.Callback]]],
+    data: Splits,
+    facts: Mapping[str, Any],
+    devices: int,
+    verbose: bool,
+) -> list["TrainResult | DivergenceError"]:
+    first, epochs = settings[0][0], None
+    with data_parallel(devices, first.batch_size), float32_products(first.precision == "tf32"):
+        runs = [_Run(config, data, folder, facts, own) for config, folder, own in settings]
+        for run in runs:
+            run.callbacks.on_train_begin()
+        while left := [run for run in runs if not run.is_over()]:
+            # After a kill between their files some may be an epoch behind: those go first.
+            learning = [run for run in left if run.epoch == min(run.epoch for run in left)]
+            for run in learning:
+                run.callbacks.on_epoch_begin(run.epoch)
+            began = time.perf_counter()
+            if epochs is None:
+                arrays = data.train.pose2d, data.train.pose3d
+                epochs = Epochs([run.model for run in runs], *arrays, first.batch_size)
+            orders = [run.next_order() if run in learning else None for run in runs]
+            outcomes = epochs.run(orders)
+            seconds = (time.perf_counter() - began) / len(learning)
+            for run, outcome in zip(runs, outcomes, strict=True):
+                if outcome:
+                    run.end_epoch(*outcome, seconds, verbose)
+        for run in runs:
+            if not run.error:
+                run.callbacks.on_train_end()
+    return [run.error or run.result() for run in runs]
 
 
 class _Run:
     """A training run: its model, its history, and its files."""
 
-    def __init__(self, config: TrainConfig, data: Splits, folder: Path, facts: dict[str, Any]):
+    def __init__(
+        self,
+        config: TrainConfig,
+        data: Splits,
+        folder: Path,
+        facts: Mapping[str, Any],
+        callbacks: Sequence[keras.callbacks.Callback],
+    ):
         skeleton = skeletons.get(config.skeleton)
         for name, part in (("train", data.train), ("validation", data.validation)):
             if part.skeleton != skeleton:
@@ -119,7 +214,7 @@ class _Run:
         self.steps = len(data.train) // config.batch_size
         self.best_path, self.last_path = folder / "best.keras", folder / "last.keras"
         self.history: list[dict[str, Any]] = []
-        self.epochs: Epochs | None = None
+        self.error: DivergenceError | None = None
         self.model = config.build_model()
         self._claim_folder(facts)  # only once all else has been found right
         compile_model(self.model, config, self.steps)
@@ -127,13 +222,14 @@ class _Run:
             metadata = restore_model(self.model, self.last_path)
             self.history = metadata["training"]["history"]
             self._write_history()  # a kill may have come between the two files
+        self.callbacks = keras.callbacks.CallbackList(list(callbacks), model=self.model)
 
     @property
     def epoch(self) -> int:
         """Epochs trained so far."""
         return len(self.history)
 
-    def _claim_folder(self, facts: dict[str, Any]) -> None:
+    def _claim_folder(self, facts: Mapping[str, Any]) -> None:
         record = {
             "config": self.config.get_config(),
             "data": {"name": self.data.name, "train_poses": len(self.data.train), **facts},
@@ -164,21 +260,35 @@ class _Run:
             ) from None
         return json.loads(json.dumps(found))
 
-    def is_finished(self) -> bool:
-        if self.epoch >= self.config.epochs:
-            return True
-        patience = self.config.patience
-        return patience is not None and self.epoch - self._best_epoch() >= patience
+    def is_over(self) -> bool:
+        return bool(self.error) or is_finished(self.config, self.history)
 
-    def _best_epoch(self) -> int:
-        """The epoch, counted from 1, with the lowest validation error; 0 before the first."""
-        errors = [row["val_mpjpe_mm"] for row in self.history]
-        return errors.index(min(errors)) + 1 if errors else 0
+    def next_order(self) -> np.ndarray:
+        """The rows of the coming epoch; its dropout is seeded."""
+        rng = np.random.default_rng([self.config.seed, self.epoch])
+        rows = rng.permutation(len(self.data.train))[: self.steps * self.config.batch_size]
+        _seed_dropout(self.model, rng)
+        return rows
 
-    def train_epoch(self) -> dict[str, Any]:
-        """Trains one epoch and saves it; returns its row of the history."""
+    def end_epoch(
+        self, logs: dict[str, float], diverged: int | None, seconds: float, verbose: bool
+    ) -> None:
+        """Validates and saves the model after an epoch, and tells of it; or keeps the error."""
+        try:
+            row = self._finish_epoch(logs, diverged, seconds)
+        except DivergenceError as error:
+            self.error = error
+            return
+        self.callbacks.on_epoch_end(row["epoch"] - 1, {k: row[k] for k in row if k != "epoch"})
+        if verbose:
+            print(_progress(row, self.config.epochs), flush=True)
+
+    def _finish_epoch(
+        self, logs: dict[str, float], diverged: int | None, seconds: float
+    ) -> dict[str, Any]:
         began = time.perf_counter()
-        logs = self._fit_epoch()
+        if diverged is not None:
+            self._refuse_to_go_on(diverged)
         predicted = predict(self.model, self.data.validation.pose2d)
         if not np.isfinite(predicted).all():
             self._refuse_to_go_on(self.steps - 1)
@@ -189,27 +299,19 @@ class _Run:
             "val_mpjpe_mm": subject_mean_mm(self.data.validation, predicted),
             # Added to nothing, for a variable that lies on several devices is no number.
             "learning_rate": float(self.model.optimizer.learning_rate + 0.0),
-            "seconds": round(time.perf_counter() - began, 3),
+            "seconds": round(seconds + time.perf_counter() - began, 3),
         }
         self.history.append(row)
         # The best first: killed in between, the run repeats this epoch and writes it again.
-        if self._best_epoch() == self.epoch:
+        if _best_epoch(self.history) == self.epoch:
             self._save(self.best_path)
         self._save(self.last_path)
         self._write_history()
         return row
 
-    def _fit_epoch(self) -> dict[str, float]:
-        train, size = self.data.train, self.config.batch_size
-        rng = np.random.default_rng([self.config.seed, self.epoch])
-        rows = rng.permutation(len(train))[: self.steps * size]
-        if self.epochs is None:
-            self.epochs = Epochs(self.model, train.pose2d, train.pose3d, size)
-        _seed_dropout(self.model, rng)
-        logs, diverged = self.epochs.run(rows)
-        if diverged is not None:
-            self._refuse_to_go_on(diverged)
-        return logs
+    def result(self) -> TrainResult:
+        best = load_model(self.best_path, compile=False)
+        return TrainResult(best, self.history_frame(), self.folder)
 
     def _refuse_to_go_on(self, step: int) -> NoReturn:
         """Says where training diverged, `step` being counted from 0 within the epoch."""
@@ -235,6 +337,19 @@ class _Run:
         return pd.DataFrame(self.history)
 
 
+def is_finished(config: TrainConfig, history: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether a run with this history, a row an epoch, is at its end."""
+    if len(history) >= config.epochs:
+        return True
+    return config.patience is not None and len(history) - _best_epoch(history) >= config.patience
+
+
+def _best_epoch(history: Sequence[Mapping[str, Any]]) -> int:
+    """The epoch, counted from 1, with the lowest validation error; 0 before the first."""
+    errors = [row["val_mpjpe_mm"] for row in history]
+    return errors.index(min(errors)) + 1 if errors else 0
+
+
 def predict(model: keras.Model, pose2d: np.ndarray) -> np.ndarray:
     """Lifts poses in batches: `(poses, joints, 2)` to `(poses, joints, 3)` metres."""
     count = replicas()
@@ -250,58 +365,12 @@ def subject_mean_mm(poses: PoseDataset, predicted: np.ndarray) -> float:
     return float(pd.Series(errors).groupby(poses.subject).mean().mean())
 
 
-def environment() -> dict[str, str]:
-    """What a run ran on: versions, backend and device; in a checkout, its commit."""
-    import platform
-
-    from keras_wsgcn import __version__
-
-    backend = keras.backend.backend()
-    found = {
-        "keras_wsgcn": __version__,
-        "keras": keras.__version__,
-        "backend": backend,
-        backend: importlib.import_module(backend).__version__,
-        "numpy": np.__version__,
-        "device": _device(),
-        "python": platform.python_version(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-    }
-    commit = _commit()
-    return {**found, "commit": commit} if commit else found
-
-
-@functools.cache
-def _commit() -> str | None:
-    """The commit that the library is a checkout of, with `+` where its files were changed."""
-    package = Path(__file__).parent
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(package), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        git("ls-files", "--error-unmatch", Path(__file__).name)  # installed is not checked out
-        changed = git("status", "--porcelain", "--", ".")
-        return git("rev-parse", "--short=12", "HEAD") + "+" * bool(changed)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-
-
 def _seed_dropout(model: keras.Model, rng: np.random.Generator) -> None:
     """Seeds all dropout from `rng`; under torch it draws from the global generator."""
     keras.utils.set_random_seed(int(rng.integers(2**31)))
     for layer in model.layers:
         if isinstance(layer, keras.layers.Dropout):
             layer.seed_generator.state.assign(rng.integers(0, 2**31, 2, dtype="uint32"))
-
-
-def _device() -> str:
-    if keras.backend.backend() == "torch":
-        import torch
-
-        return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-    return ", ".join(keras.distribution.list_devices())
 
 
 def _progress(row: Mapping[str, Any], epochs: int) -> str:

@@ -177,7 +177,7 @@ def candidates(options: argparse.Namespace, folder: Path) -> dict[str, tuple[str
 
 
 def measure(options: argparse.Namespace) -> pd.DataFrame:
-    from keras_wsgcn.training import environment
+    from keras_wsgcn.environment import environment
 
     with tempfile.TemporaryDirectory() as scratch:
         found = candidates(options, Path(scratch))

@@ -41,9 +41,9 @@ class Ours:
     def prepare(self, scheme: str, channels: int, batch: int) -> dict[str, Any]:
         import keras
 
+        from keras_wsgcn.environment import environment
         from keras_wsgcn.epochs import Epochs
         from keras_wsgcn.recipes import TrainConfig, compile_model
-        from keras_wsgcn.training import environment
 
         keras.backend.clear_session()
         forget_peak()
@@ -52,7 +52,7 @@ class Ours:
         self.model = self.config.build_model()
         compile_model(self.model, self.config, steps_per_epoch=10_000)
         self.poses = random_poses(batch * self.steps)
-        self.epochs = Epochs(self.model, *self.poses, batch)
+        self.epochs = Epochs([self.model], *self.poses, batch)
         self.order = np.arange(batch * self.steps)
         compile_s = seconds(self.step)
         peak_mib = peak()
@@ -63,7 +63,7 @@ class Ours:
         return {"compile_s": compile_s, "peak_mib": peak_mib, **environment()}
 
     def step(self) -> None:
-        self.epochs.run(self.order)
+        self.epochs.run([self.order])
 
     def fit(self) -> None:
         """The same through Keras's own loop."""

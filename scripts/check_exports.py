@@ -21,10 +21,11 @@ import pandas as pd
 from cli import run
 
 from keras_wsgcn import SCHEMES, build_model, load_model, save_model
+from keras_wsgcn.environment import environment
 from keras_wsgcn.errors import InputError
 from keras_wsgcn.exporting import FORMATS, TOLERANCE_M, ExportError, export
 from keras_wsgcn.files import write_text
-from keras_wsgcn.training import environment, predict
+from keras_wsgcn.training import predict
 
 BACKENDS = ("tensorflow", "jax", "torch")
 _POSES = 64

@@ -30,6 +30,14 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--workers", type=int, default=1, help="processes that share this machine (default: 1)"
     )
     parser.add_argument(
+        "--together",
+        type=int,
+        default=1,
+        metavar="SEEDS",
+        help="train so many seeds of a cell at once, each step one for all: for an accelerator "
+        "that one model does not fill (JAX; default: 1)",
+    )
+    parser.add_argument(
         "--heartbeat",
         type=int,
         metavar="SECONDS",
@@ -88,6 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             options.folder,
             storage=options.storage,
             workers=options.workers,
+            together=options.together,
             heartbeat_seconds=options.heartbeat,
         )
         print(f"{spec.name}: {'done' if done else 'not done yet: run the same command again'}")

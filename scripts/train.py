@@ -11,9 +11,10 @@ from cli import add_options, leave, run
 
 from keras_wsgcn.data.cmu import CAMERAS
 from keras_wsgcn.data.sources import SOURCES, load_splits
+from keras_wsgcn.environment import environment
 from keras_wsgcn.errors import InputError
 from keras_wsgcn.recipes import RECIPES, TrainConfig
-from keras_wsgcn.training import environment, train
+from keras_wsgcn.training import train
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:

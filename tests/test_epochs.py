@@ -43,10 +43,10 @@ OPTIMIZERS = {
 
 def assert_as_fit(first, second, poses, rng):
     """Trains one model by `Epochs`, its twin by `fit`, twice over the same orders."""
-    epochs = Epochs(first, *poses, BATCH)
+    epochs = Epochs([first], *poses, BATCH)
     for _ in range(2):
         order = rng.permutation(len(poses[0]))[: BATCH * STEPS]
-        logs, diverged = epochs.run(order)
+        ((logs, diverged),) = epochs.run([order])
         fit = {"batch_size": BATCH, "shuffle": False, "verbose": 0}
         history = second.fit(*(array[order] for array in poses), **fit).history
         assert diverged is None
@@ -73,7 +73,7 @@ def test_constraints_hold(poses):
     model = compiled(keras.optimizers.Adam(1e-2))
     kernel = model.get_layer("input_conv").kernel
     kernel.constraint = keras.constraints.MaxNorm(0.01, axis=(0, 1, 2, 3))
-    Epochs(model, *poses, BATCH).run(np.arange(BATCH * STEPS))
+    Epochs([model], *poses, BATCH).run([np.arange(BATCH * STEPS)])
     assert np.linalg.norm(keras.ops.convert_to_numpy(kernel)) <= 0.0101
 
 
@@ -102,7 +102,7 @@ def test_a_trace_computes_constants_once_and_variables_always():
 def test_building_is_no_step(poses):
     model = compiled(OPTIMIZERS["clipped"]())
     before = model.get_weights()
-    Epochs(model, *poses, BATCH)
+    Epochs([model], *poses, BATCH)
     for old, new in zip(before, model.get_weights(), strict=True):
         np.testing.assert_array_equal(old, new)
     assert int(model.optimizer.iterations) == 0
@@ -112,7 +112,8 @@ def test_says_at_which_step_the_loss_was_lost(poses):
     inputs, targets = poses
     targets[BATCH * 3 + 1] = np.inf
     model = compiled(OPTIMIZERS["plain"]())
-    logs, diverged = Epochs(model, inputs, targets, BATCH).run(np.arange(BATCH * STEPS))
+    epochs = Epochs([model], inputs, targets, BATCH)
+    ((logs, diverged),) = epochs.run([np.arange(BATCH * STEPS)])
     assert diverged == 3
     assert not np.isfinite(logs["loss"])
 

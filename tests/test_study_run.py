@@ -88,6 +88,13 @@ class StandIn:
                 callback.on_epoch_end(row["epoch"] - 1, row)
         return history
 
+    def train_together(self, configs, data, folders, *, callbacks, **options):
+        ((config,), (folder,), (own,)) = configs, folders, callbacks
+        try:
+            return [self.train(config, data, folder, callbacks=own, **options)]
+        except DivergenceError as error:
+            return [error]
+
     def record(self, history, data, *, test):
         errors = {"poses": 1, "mpjpe_mm": 9.0, "p_mpjpe_mm": 8.0}
         splits = ("validation", "test") if test else ("validation",)
@@ -104,7 +111,7 @@ class StandIn:
 @pytest.fixture
 def stand_in(monkeypatch):
     fake = StandIn()
-    monkeypatch.setattr(study_trials, "train", fake.train)
+    monkeypatch.setattr(study_trials, "train_together", fake.train_together)
     monkeypatch.setattr(study_trials, "record_run", fake.record)
     monkeypatch.setattr(keras.utils, "clear_session", lambda: None)  # there is nothing to clear
     return fake
@@ -183,18 +190,18 @@ def test_an_equal_run_of_another_study_is_taken_over(finished):
 def test_an_interrupted_study_goes_on_and_ends_as_an_undisturbed_one(
     finished, tmp_path, monkeypatch
 ):
-    original = study_trials.train
+    original = study_trials.train_together
 
-    def interrupted(config, *arguments, callbacks, **options):
+    def interrupted(configs, *arguments, callbacks, **options):
         class Stop(keras.callbacks.Callback):
             def on_epoch_end(self, epoch, logs=None):
-                if config.scheme == "post_agg" and epoch == 0:
+                if configs[0].scheme == "post_agg" and epoch == 0:
                     raise KeyboardInterrupt
 
-        return original(config, *arguments, callbacks=[*callbacks, Stop()], **options)
+        return original(configs, *arguments, callbacks=[[*callbacks[0], Stop()]], **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(study_trials, "train", interrupted)
+        patch.setattr(study_trials, "train_together", interrupted)
         with pytest.raises(KeyboardInterrupt):
             run(TRAINED, tmp_path, verbose=False)
     assert states(tmp_path) == {"pre_agg seed=0": ["COMPLETE"], "post_agg seed=0": ["FAIL"]}
@@ -450,7 +457,7 @@ def test_latency_is_measured_alone_and_anew_on_the_front(tmp_path, stand_in, mon
     monkeypatch.setattr(study_trials, "latency_ms", measured)
     monkeypatch.setattr("keras_wsgcn.studies.workers.latency_ms", measured)
     original = stand_in.train
-    monkeypatch.setattr(study_trials, "train", lambda *a, **o: WithModel(original(*a, **o)))
+    monkeypatch.setattr(stand_in, "train", lambda *a, **o: WithModel(original(*a, **o)))
     search = {**SEARCH["search"], "trials": 3, "objectives": ["val_mpjpe_mm", "latency_ms"]}
     spec = spec_of(SEARCH, search=search)
     with pytest.raises(InputError, match="`workers` must be 1 where latency is an objective"):
@@ -620,5 +627,5 @@ def test_a_worker_that_did_its_share_is_followed_by_another(tmp_path, monkeypatc
     marks = tmp_path / "marks"
     code = f"import sys; marks = open({str(marks)!r}, 'a+'); marks.write('x'); marks.seek(0); "
     monkeypatch.setattr(workers, "_WORKER", code + "sys.exit(75 * (len(marks.read()) < 3))")
-    workers._supervise(spec_of(FIXED), tmp_path, None, 1, None, False)
+    workers._supervise(spec_of(FIXED), tmp_path, None, 1, 1, None, False)
     assert marks.read_text() == "xxx"

@@ -1,10 +1,12 @@
 """One trial of a study: train, evaluate, and record all that is needed to repeat and report it."""
 
+import contextlib
+import dataclasses
 import hashlib
 import json
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +18,13 @@ import optuna
 from keras_wsgcn.data.cmu import SEEN_ACTIONS
 from keras_wsgcn.data.poses import PoseDataset, Splits
 from keras_wsgcn.data.sources import load_splits
+from keras_wsgcn.environment import environment
 from keras_wsgcn.evaluation import ERRORS, evaluate, headline
 from keras_wsgcn.recipes import TrainConfig
 from keras_wsgcn.saving import read_metadata
 from keras_wsgcn.studies.search import Search, is_integer
 from keras_wsgcn.studies.spec import solve, with_settings
-from keras_wsgcn.training import DivergenceError, TrainResult, environment, train
+from keras_wsgcn.training import DivergenceError, TrainResult, is_finished, train_together
 
 _LATENCY_CALLS = 100
 # How each backend says that memory ran out; torch and TensorFlow have types of their own for it.
@@ -40,6 +43,8 @@ class Objective:
         search: how parameters are searched, or `None` where a trial is fixed.
         folder: where the runs of trials live, each under a name that follows from its settings:
             a run that another study has finished is not trained again.
+        together: lists of seeds. The first trial of a list trains all of it, each step one for
+            all seeds; the others then find their run finished.
         on_start: called when a trial begins.
         on_epoch: called after each epoch; may raise.
     """
@@ -48,10 +53,12 @@ class Objective:
         self,
         search: Search | None,
         folder: Path,
+        together: Sequence[Sequence[int]] = (),
         on_start: Callable[[optuna.Trial], None] = lambda trial: None,
         on_epoch: Callable[[], None] = lambda: None,
     ):
         self.search, self.folder = search, folder
+        self.seeds = {seed: seeds for seeds in together for seed in seeds}
         self.on_start, self.on_epoch = on_start, on_epoch
         self._loaded: tuple[str, Splits] | None = None
 
@@ -91,18 +98,26 @@ class Objective:
         trial.set_user_attr("config", config.get_config())
         trial.set_user_attr("size", size)
         data = self._load(start["data"], config)
-        folder = run_folder(self.folder, config, start["data"])
-        trial.set_user_attr("folder", folder.name)
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with filelock.FileLock(folder.with_suffix(".lock")):
-            result = train(
-                config,
+        folders = self._folders(config, start["data"])
+        own = folders[config.seed]
+        trial.set_user_attr("folder", own.name)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with contextlib.ExitStack() as locks:
+            for folder in sorted(folders.values()):  # in one order, lest two wait for each other
+                locks.enter_context(filelock.FileLock(folder.with_suffix(".lock")))
+            if is_finished(config, _history(own)):
+                folders = {config.seed: own}
+            results = train_together(
+                [dataclasses.replace(config, seed=seed) for seed in folders],
                 data,
-                folder,
-                callbacks=[self._reporter(trial, folder)],
+                list(folders.values()),
+                callbacks=[[self._reporter(trial, folder)] for folder in folders.values()],
                 facts=start["data"],
                 verbose=False,
             )
+        result = results[list(folders).index(config.seed)]
+        if isinstance(result, DivergenceError):
+            raise result
         record = record_run(result, data, test=self.search is None)
         for name, value in record.items():
             trial.set_user_attr(name, value)
@@ -113,6 +128,16 @@ class Objective:
             measured["latency_ms"] = latency_ms({"": result.model})[""]
             trial.set_user_attr("latency_ms", measured["latency_ms"])
         return tuple(float(measured[name]) for name in self.search.objectives)
+
+    def _folders(self, config: TrainConfig, data: Mapping[str, Any]) -> dict[int, Path]:
+        """For each seed that is trained together with this one the folder of its run."""
+        seeds = self.seeds.get(config.seed, [config.seed])
+        return {
+            seed: run_folder(
+                self.folder, dataclasses.replace(config, seed=seed), data, together=len(seeds)
+            )
+            for seed in seeds
+        }
 
     def _load(self, options: Mapping[str, Any], config: TrainConfig) -> Splits:
         key = json.dumps([options, config.get_config()["skeleton"]], sort_keys=True)
@@ -175,10 +200,16 @@ def suggest(trial: optuna.Trial, search: Search) -> dict[str, Any]:
     return found
 
 
-def run_folder(folder: Path, config: TrainConfig, data: Mapping[str, Any]) -> Path:
-    """Where a run lives: a name that follows from its settings, its data and the backend."""
+def run_folder(
+    folder: Path, config: TrainConfig, data: Mapping[str, Any], together: int = 1
+) -> Path:
+    """Where a run lives: a name that follows from all that decides its numbers.
+
+    That is its settings, its data, the backend, and how many models are trained `together`.
+    """
     backend = keras.backend.backend()
-    record = json.dumps([config.get_config(), data, backend], sort_keys=True)
+    facts = [config.get_config(), data, backend, *([together] if together > 1 else [])]
+    record = json.dumps(facts, sort_keys=True)
     scheme = config.scheme if isinstance(config.scheme, str) else config.scheme.name
     source = Path(data["source"]).stem
     digest = hashlib.sha256(record.encode()).hexdigest()[:12]

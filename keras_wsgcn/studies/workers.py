@@ -30,6 +30,7 @@ from keras_wsgcn.studies import storage as storages
 from keras_wsgcn.studies.planning import is_open, open_study, plan, storage_of
 from keras_wsgcn.studies.spec import StudySpec
 from keras_wsgcn.studies.trials import Objective, OutOfMemoryError, latency_ms
+from keras_wsgcn.training import check_together
 
 _POLL_SECONDS = 1
 # Under TensorFlow a process keeps the XLA program of every training until it ends, 40 MB and more:
@@ -46,6 +47,7 @@ def run(
     *,
     storage: str | os.PathLike | None = None,
     workers: int = 1,
+    together: int = 1,
     heartbeat_seconds: int | None = None,
     verbose: bool = True,
 ) -> bool:
@@ -60,6 +62,9 @@ def run(
         storage: a SQLite file, or the URL of a database that several machines share. By default
             `folder/NAME/study.sqlite3`.
         workers: how many processes work at once. Each gets its share of the cores.
+        together: how many seeds of a cell are trained at once, each step one for all (JAX), which
+            fills an accelerator that one model does not; the last group may be smaller. A run's
+            numbers differ from those of one trained alone by rounding.
         heartbeat_seconds: see `open_storage`.
         verbose: whether to print a line for each trial.
 
@@ -75,6 +80,11 @@ def run(
             "`workers` must be 1 where latency is an objective: it is measured alone. "
             f"Received: workers={workers}"
         )
+    if check_together(together) > 1 and spec.search:
+        raise InputError(
+            "`together` must be 1 in a search, where each trial waits for those before. "
+            f"Received: together={together}"
+        )
     if not spec.seeds:
         return True
     if spec.tuned_by and not run(
@@ -86,7 +96,9 @@ def run(
     location = storage_of(spec, folder, storage)
     opened = storages.open_storage(location, heartbeat_seconds)
     with storages.writing(location):
-        return _run_opened(spec, folder, storage, opened, workers, heartbeat_seconds, verbose)
+        return _run_opened(
+            spec, folder, storage, opened, workers, together, heartbeat_seconds, verbose
+        )
 
 
 def _run_opened(
@@ -95,6 +107,7 @@ def _run_opened(
     storage: str | os.PathLike | None,
     opened: RDBStorage,
     workers: int,
+    together: int,
     heartbeat_seconds: int | None,
     verbose: bool,
 ) -> bool:
@@ -112,9 +125,9 @@ def _run_opened(
         if is_left():
             few = sum(map(len, slots.values())) <= _most_trials()
             if workers == 1 and few:
-                work(spec, slots, folder, opened, verbose=verbose)
+                work(spec, slots, folder, opened, together=together, verbose=verbose)
             else:
-                _supervise(spec, folder, storage, workers, heartbeat_seconds, verbose)
+                _supervise(spec, folder, storage, workers, together, heartbeat_seconds, verbose)
         if is_left():
             return False
         if spec.search and "latency_ms" in spec.search.objectives:
@@ -129,6 +142,7 @@ def work(
     folder: Path,
     storage: RDBStorage,
     *,
+    together: int = 1,
     verbose: bool = True,
     is_orphan: Callable[[], bool] = lambda: False,
     most: float = math.inf,
@@ -140,6 +154,7 @@ def work(
         slots: its slots, as `plan` gives them.
         folder: where trained runs go.
         storage: an open storage.
+        together: how many seeds of a cell are trained at once.
         verbose: whether to print a line for each trial.
         is_orphan: says whether to stop, because whoever started this process is gone.
         most: after how many trials to stop.
@@ -153,7 +168,8 @@ def work(
             raise KeyboardInterrupt
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # a trial's line is printed below
-    objective = Objective(spec.search, folder / "trials", on_epoch=stop_if_asked)
+    groups = [spec.seeds[start : start + together] for start in range(0, len(spec.seeds), together)]
+    objective = Objective(spec.search, folder / "trials", groups, on_epoch=stop_if_asked)
     studies = {name: open_study(storage, spec, name) for name in slots}
     done = 0
     while any(is_open(study, slots[name]) for name, study in studies.items()):
@@ -248,6 +264,7 @@ def _supervise(
     folder: Path,
     storage: str | os.PathLike | None,
     workers: int,
+    together: int,
     heartbeat_seconds: int | None,
     verbose: bool,
 ) -> None:
@@ -256,6 +273,7 @@ def _supervise(
         "spec": spec.get_config(),
         "folder": str(folder),
         "storage": storage and str(storage),
+        "together": together,
         "heartbeat_seconds": heartbeat_seconds,
         "verbose": verbose,
         "parent": os.getpid(),
@@ -365,6 +383,7 @@ def work_alone() -> int:
                     plan(spec, folder, task["storage"]),
                     folder,
                     storages.open_storage(location, task["heartbeat_seconds"]),
+                    together=task["together"],
                     verbose=task["verbose"],
                     is_orphan=lambda: os.getppid() != task["parent"],
                     most=_most_trials(),
