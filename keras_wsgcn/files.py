@@ -5,6 +5,7 @@ import json
 import os
 import re
 import secrets
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -67,6 +68,12 @@ def write_text(target: str | os.PathLike, text: str) -> None:
 def write_json(target: str | os.PathLike, value: Any) -> None:
     """Writes `value` as indented JSON to `target`, atomically."""
     write_text(target, json.dumps(value, indent=2) + "\n")
+
+
+def copy_file(source: str | os.PathLike, target: str | os.PathLike) -> None:
+    """Copies a file to `target`, atomically."""
+    with atomic_path(target) as temporary:
+        shutil.copyfile(source, temporary)
 
 
 def sync_folder(folder: Path) -> None:

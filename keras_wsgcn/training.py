@@ -22,7 +22,7 @@ from keras_wsgcn.devices import data_parallel, float32_products, replicas
 from keras_wsgcn.environment import environment
 from keras_wsgcn.epochs import Epochs
 from keras_wsgcn.errors import Failure, InputError, check_integer, shown
-from keras_wsgcn.files import remove_leftovers, write_json, write_text
+from keras_wsgcn.files import copy_file, remove_leftovers, write_json, write_text
 from keras_wsgcn.recipes import TrainConfig, compile_model
 from keras_wsgcn.saving import load_model, restore_model, save_model
 
@@ -164,6 +164,7 @@ def _train(
     first, epochs = settings[0][0], None
     with data_parallel(devices, first.batch_size), float32_products(first.precision == "tf32"):
         runs = [_Run(config, data, folder, facts, own) for config, folder, own in settings]
+        _share_predict_function([run.model for run in runs])
         for run in runs:
             run.callbacks.on_train_begin()
         while left := [run for run in runs if not run.is_over()]:
@@ -305,7 +306,9 @@ class _Run:
         # The best first: killed in between, the run repeats this epoch and writes it again.
         if _best_epoch(self.history) == self.epoch:
             self._save(self.best_path)
-        self._save(self.last_path)
+            copy_file(self.best_path, self.last_path)
+        else:
+            self._save(self.last_path)
         self._write_history()
         return row
 
@@ -363,6 +366,13 @@ def subject_mean_mm(poses: PoseDataset, predicted: np.ndarray) -> float:
     """MPJPE in millimetres: the mean over subjects of their means over frames."""
     errors = metrics.mpjpe(poses.pose3d, predicted)
     return float(pd.Series(errors).groupby(poses.subject).mean().mean())
+
+
+def _share_predict_function(models: Sequence[keras.Model]) -> None:
+    """Has models that are built alike, of which only JAX has several, compile prediction once."""
+    for model in models[1:]:
+        models[0].make_predict_function()
+        model.predict_function = models[0].predict_function
 
 
 def _seed_dropout(model: keras.Model, rng: np.random.Generator) -> None:
