@@ -16,9 +16,9 @@ quickstart: $(READY)
 serve-demo: $(READY)
 	$(BIN)/python scripts/serve_demo.py
 
-# Two backends at a time: most of a test is one core's work.
+# All backends at a time: most of a test is one core's work.
 test: $(READY)
-	$(MAKE) --jobs 2 --output-sync=target $(BACKENDS:%=test-%)
+	$(MAKE) --jobs 3 --output-sync=target $(BACKENDS:%=test-%)
 
 $(BACKENDS:%=test-%): test-%: $(READY)
 	KERAS_BACKEND=$* $(BIN)/python -m pytest
