@@ -14,7 +14,7 @@ from keras_wsgcn.recipes import RECIPES, TrainConfig
 from keras_wsgcn.saving import load_model, save_model
 from keras_wsgcn.schemes import SCHEMES, Scheme
 from keras_wsgcn.skeletons import Skeleton
-from keras_wsgcn.training import train
+from keras_wsgcn.training import train, train_together
 
 __version__ = "0.1.0"
 
@@ -52,4 +52,5 @@ __all__ = [
     "solve_channels",
     "table_by",
     "train",
+    "train_together",
 ]

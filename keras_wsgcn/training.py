@@ -163,7 +163,7 @@ def _train(
 ) -> list["TrainResult | DivergenceError"]:
     first, epochs = settings[0][0], None
     with data_parallel(devices, first.batch_size), float32_products(first.precision == "tf32"):
-        runs = [_Run(config, data, folder, facts, own) for config, folder, own in settings]
+        runs = [_Run(*own, data, facts, together=len(settings)) for own in settings]
         _share_predict_function([run.model for run in runs])
         for run in runs:
             run.callbacks.on_train_begin()
@@ -194,10 +194,11 @@ class _Run:
     def __init__(
         self,
         config: TrainConfig,
-        data: Splits,
         folder: Path,
-        facts: Mapping[str, Any],
         callbacks: Sequence[keras.callbacks.Callback],
+        data: Splits,
+        facts: Mapping[str, Any],
+        together: int,
     ):
         skeleton = skeletons.get(config.skeleton)
         for name, part in (("train", data.train), ("validation", data.validation)):
@@ -217,7 +218,7 @@ class _Run:
         self.history: list[dict[str, Any]] = []
         self.error: DivergenceError | None = None
         self.model = config.build_model()
-        self._claim_folder(facts)  # only once all else has been found right
+        self._claim_folder(facts, together)  # only once all else has been found right
         compile_model(self.model, config, self.steps)
         if self.last_path.exists():
             metadata = restore_model(self.model, self.last_path)
@@ -230,7 +231,7 @@ class _Run:
         """Epochs trained so far."""
         return len(self.history)
 
-    def _claim_folder(self, facts: Mapping[str, Any]) -> None:
+    def _claim_folder(self, facts: Mapping[str, Any], together: int) -> None:
         record = {
             "config": self.config.get_config(),
             "data": {"name": self.data.name, "train_poses": len(self.data.train), **facts},
@@ -247,7 +248,8 @@ class _Run:
                     f"{_differences(found, record)}"
                 )
         else:
-            write_json(path, {**record, "environment": environment()})
+            ran_on = environment() | ({"together": str(together)} if together > 1 else {})
+            write_json(path, {**record, "environment": ran_on})
 
     def _read_record(self, path: Path) -> dict[str, Any]:
         """What `config.json` says; a setting that an older version did not know has its default."""

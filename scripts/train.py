@@ -98,7 +98,7 @@ def settings_of_trial(
         raise InputError(f"`--from-trial` must end in a trial's number. Received: {number!r}")
     trial = read_trial(storage, int(number), study)
     then, now = trial.user_attrs.get("environment", {}), environment()
-    for name in ("backend", "device", "machine", "commit"):
+    for name in ("backend", "device", "machine", "commit", "together"):
         if then.get(name) != now.get(name):
             print(
                 f"note: the trial ran with {name} {then.get(name)!r}, this is {now.get(name)!r}: "

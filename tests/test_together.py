@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import pandas as pd
 import pytest
+import train as train_command
 from test_training import SMALL, StopAfter, assert_same_weights, data  # noqa: F401
 
 from keras_wsgcn import InputError, load_model
@@ -112,7 +113,7 @@ STUDY = {
 
 
 @on_jax
-def test_a_study_trains_the_seeds_of_a_cell_in_groups(tmp_path, monkeypatch):
+def test_a_study_trains_the_seeds_of_a_cell_in_groups(tmp_path, monkeypatch, capsys):
     """Cut off in the middle, it goes on, and each run is trained once."""
     trained = []
     original = study_trials.train_together
@@ -137,6 +138,9 @@ def test_a_study_trains_the_seeds_of_a_cell_in_groups(tmp_path, monkeypatch):
         (scheme, seed) for scheme in ("post_agg", "pre_agg") for seed in range(3)
     ]
     assert finished["val_mpjpe_mm"].nunique() == 6
+    arguments = ["--from-trial", str(tmp_path / "joint" / "study.sqlite3"), "0"]
+    train_command.main([*arguments, "--runs", str(tmp_path), "--name", "again"])
+    assert "note: the trial ran with together '2', this is None" in capsys.readouterr().err
 
 
 def test_a_search_goes_trial_by_trial(tmp_path, monkeypatch):
