@@ -37,6 +37,7 @@ class Epochs:
         inputs: `(poses, ...)` NumPy array; it is copied to the device.
         targets: `(poses, ...)` NumPy array.
         batch_size: poses a step, of each model.
+        jit_compile: whether PyTorch compiles its step, as the others do anyway.
     """
 
     def __init__(
@@ -45,12 +46,16 @@ class Epochs:
         inputs: np.ndarray,
         targets: np.ndarray,
         batch_size: int,
+        *,
+        jit_compile: bool = False,
     ) -> None:
         self.models, self.batch_size = models, batch_size
         for model in models:
             model.optimizer.build(model.trainable_variables)
             _build_metrics(model, inputs[:1], targets[:1])
         runner = _RUNNERS[keras.backend.backend()]
+        if jit_compile and keras.backend.backend() == "torch":
+            runner = functools.partial(runner, jit_compile=True)
         self._run: Runner = runner(models, inputs, targets, batch_size)
 
     def run(self, orders: Sequence[np.ndarray | None]) -> list[Outcome | None]:
@@ -190,9 +195,9 @@ def _one_model(
 ) -> Callable[..., Runner]:
     """The runner of a backend that trains one model at a time."""
 
-    def runner_of_one(models: Sequence[keras.Model], *data: Any) -> Runner:
+    def runner_of_one(models: Sequence[keras.Model], *data: Any, **options: Any) -> Runner:
         (model,) = models
-        run = runner(model, *data)
+        run = runner(model, *data, **options)
         return lambda orders, learns: run(orders[0])[None]
 
     return runner_of_one

@@ -53,6 +53,9 @@ class TrainConfig:
         precision: `"float32"`; on accelerators also `"tf32"`, where products round their factors;
             or a policy of Keras, `"mixed_bfloat16"` or `"mixed_float16"`, the latter with a scaled
             loss. Weights are float32, and so is prediction but under a policy.
+        jit_compile: whether PyTorch compiles its step for the processor, which takes a C++ compiler
+            and some 20 s, and computes the same but for rounding and which units drop out; not with
+            `"mixed_float16"`. JAX and TensorFlow always compile.
         seed: of weights, order and dropout.
 
     Raises:
@@ -79,6 +82,7 @@ class TrainConfig:
     weight_decay: float = 0.0
     patience: int | None = None
     precision: str = "float32"
+    jit_compile: bool = False
     seed: int = 0
 
     def __post_init__(self):
@@ -95,6 +99,7 @@ class TrainConfig:
             if getattr(self, name) is not None:
                 check_number(name, getattr(self, name), above=0, below=math.inf)
         check_flag("non_local", self.non_local)
+        check_flag("jit_compile", self.jit_compile)
         check_choice("affinity", self.affinity, AFFINITIES)
         check_number("dropout", self.dropout, least=0, below=1)
         check_number("kernel_gain", self.kernel_gain, least=MIN_GAIN, below=MAX_GAIN)

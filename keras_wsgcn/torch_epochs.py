@@ -1,6 +1,8 @@
 """Epochs under PyTorch: a step is traced once, and replayed; on CUDA as one graph."""
 
 import ctypes
+import os
+import shutil
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -8,14 +10,22 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_wsgcn.errors import InputError
+
 
 def torch_runner(
-    model: keras.Model, inputs: np.ndarray, targets: np.ndarray, batch_size: int
+    model: keras.Model,
+    inputs: np.ndarray,
+    targets: np.ndarray,
+    batch_size: int,
+    jit_compile: bool = False,
 ) -> Callable[[np.ndarray], np.ndarray]:
     """Steps are replayed from a trace: the operations alone, forward, backward and update.
 
     Through Keras's layers, PyTorch's tape and the optimiser's eight passes over the weights, for
-    which there is one kernel, a step of `fit` takes 145 instead of 84 ms on two cores.
+    which there is one kernel, a step of `fit` takes 145 instead of 84 ms on two cores. To compile
+    it fuses what lies between the matrix products: 69 instead of 88 ms (`pre_agg`, 4.2 M
+    parameters, batch 256).
     """
     import torch
 
@@ -26,7 +36,7 @@ def torch_runner(
     if _has_plain_adam(model):
         with _state_kept(model):  # tracing and warming up are steps
             batch = [array[:batch_size].clone() for array in arrays]
-            gradients = _traced(_gradient_step(model), *batch)
+            gradients = _traced(_gradient_step(model), *batch, jit_compile=jit_compile)
             update = _traced(_adam_update(model), gradients(*batch)[1])
 
             def step(*batch):
@@ -45,14 +55,35 @@ def torch_runner(
     return run
 
 
-def _traced(function: Callable[..., Any], *arguments: Any) -> Callable[..., Any]:
+def _traced(
+    function: Callable[..., Any], *arguments: Any, jit_compile: bool = False
+) -> Callable[..., Any]:
     """The operations of a function alone, those on constants done."""
     import torch
     from torch.fx.experimental.proxy_tensor import make_fx
 
     trace = make_fx(function)(*arguments)
     _fold_constants(trace)
-    return torch.no_grad()(trace)  # what there was to differentiate is in the trace
+    replay = torch.compile(trace) if jit_compile else trace
+    return torch.no_grad()(replay)  # what there was to differentiate is in the trace
+
+
+def check_jit_compile() -> None:
+    """Refuses to compile where that cannot work.
+
+    Raises:
+        InputError: if there is no C++ compiler, or a GPU: on an H100 what PyTorch 2.11 had compiled
+            ended half of the trainings with an assertion.
+    """
+    import torch
+
+    if torch.cuda.is_available():
+        reason = "torch computes on a GPU, where compiled steps failed"
+    elif not any(map(shutil.which, filter(None, (os.environ.get("CXX"), "g++", "clang++")))):
+        reason = "there is no C++ compiler (`g++`, `clang++`, or what CXX names)"
+    else:
+        return
+    raise InputError(f"`jit_compile` must be False where {reason}. Received: jit_compile=True")
 
 
 def _fold_constants(trace: Any) -> None:

@@ -25,6 +25,7 @@ from keras_wsgcn.errors import Failure, InputError, check_integer, shown
 from keras_wsgcn.files import copy_file, remove_leftovers, write_json, write_text
 from keras_wsgcn.recipes import TrainConfig, compile_model
 from keras_wsgcn.saving import load_model, restore_model, save_model
+from keras_wsgcn.torch_epochs import check_jit_compile
 
 PREDICT_BATCH = 1024
 
@@ -79,7 +80,7 @@ def train(
 
     Raises:
         InputError: if the folder holds another run, the data does not fit the configuration, or
-            there are no such devices.
+            there are no such devices, or the step cannot be compiled.
         DivergenceError: if the loss is no longer finite. The last good epoch stays in the folder.
     """
     runs = [(config, Path(folder), callbacks)]
@@ -162,6 +163,8 @@ def _train(
     verbose: bool,
 ) -> list["TrainResult | DivergenceError"]:
     first, epochs = settings[0][0], None
+    if first.jit_compile and keras.backend.backend() == "torch":
+        check_jit_compile()
     with data_parallel(devices, first.batch_size), float32_products(first.precision == "tf32"):
         runs = [_Run(*own, data, facts, together=len(settings)) for own in settings]
         _share_predict_function([run.model for run in runs])
@@ -175,7 +178,12 @@ def _train(
             began = time.perf_counter()
             if epochs is None:
                 arrays = data.train.pose2d, data.train.pose3d
-                epochs = Epochs([run.model for run in runs], *arrays, first.batch_size)
+                epochs = Epochs(
+                    [run.model for run in runs],
+                    *arrays,
+                    first.batch_size,
+                    jit_compile=first.jit_compile,
+                )
             orders = [run.next_order() if run in learning else None for run in runs]
             outcomes = epochs.run(orders)
             seconds = (time.perf_counter() - began) / len(learning)

@@ -41,9 +41,9 @@ OPTIMIZERS = {
 }
 
 
-def assert_as_fit(first, second, poses, rng):
+def assert_as_fit(first, second, poses, rng, **options):
     """Trains one model by `Epochs`, its twin by `fit`, twice over the same orders."""
-    epochs = Epochs([first], *poses, BATCH)
+    epochs = Epochs([first], *poses, BATCH, **options)
     for _ in range(2):
         order = rng.permutation(len(poses[0]))[: BATCH * STEPS]
         ((logs, diverged),) = epochs.run([order])
@@ -67,6 +67,14 @@ def test_the_other_order_and_layers_too(poses, rng):
     size = {"scheme": "post_agg_decoupled", "blocks": 0, "non_local": True, "affinity": "learned"}
     optimizer = OPTIMIZERS["clipped"]
     assert_as_fit(compiled(optimizer(), **size), compiled(optimizer(), **size), poses, rng)
+
+
+@pytest.mark.skipif(keras.backend.backend() != "torch", reason="the others always compile")
+def test_a_compiled_step_does_what_it_does_in_fit(poses, rng):
+    size = {"scheme": "no_sharing", "blocks": 0, "non_local": True, "affinity": "learned"}
+    optimizer = OPTIMIZERS["clipped"]
+    models = compiled(optimizer(), **size), compiled(optimizer(), **size)
+    assert_as_fit(*models, poses, rng, jit_compile=True)
 
 
 def test_constraints_hold(poses):

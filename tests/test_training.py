@@ -113,6 +113,33 @@ def test_a_resumed_run_ends_as_an_undisturbed_one(finished, data, tmp_path):
     assert resumed.history["loss"].tolist() == finished.history["loss"].tolist()
 
 
+on_torch = pytest.mark.skipif(keras.backend.backend() != "torch", reason="others always compile")
+
+
+@on_torch
+def test_a_compiled_run_resumes_as_well(data, tmp_path):
+    config = dataclasses.replace(SMALL, jit_compile=True)
+    whole = train(config, data, tmp_path / "whole", verbose=False)
+    with pytest.raises(KeyboardInterrupt):
+        train(config, data, tmp_path / "cut", callbacks=[StopAfter(0)], verbose=False)
+    train(config, data, tmp_path / "cut", verbose=False)
+    assert_same_weights(whole.folder / "last.keras", tmp_path / "cut" / "last.keras")
+
+
+@on_torch
+@pytest.mark.parametrize("lack", ["g++", "cuda"])
+def test_what_cannot_be_compiled_is_refused(data, tmp_path, monkeypatch, lack):
+    import torch
+
+    if lack == "cuda":
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    config = dataclasses.replace(SMALL, jit_compile=True)
+    with pytest.raises(InputError, match=r"`jit_compile` must be False where.*jit_compile=True"):
+        train(config, data, tmp_path / "run")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_finished_run_returns_at_once(finished, data, capsys):
     before = (finished.folder / "last.keras").stat().st_mtime_ns
     again = train(SMALL, data, finished.folder)
@@ -226,6 +253,7 @@ def test_config_round_trip_through_json():
         ({"affinity": "free"}, "affinity"),
         ({"decay_steps": 0}, "decay_steps"),
         ({"precision": "half"}, "precision"),
+        ({"jit_compile": 1}, "jit_compile"),
     ],
 )
 def test_refuses_bad_settings(changes, argument):
