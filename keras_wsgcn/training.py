@@ -224,9 +224,10 @@ class _Run:
         self.steps = len(data.train) // config.batch_size
         self.best_path, self.last_path = folder / "best.keras", folder / "last.keras"
         self.history: list[dict[str, Any]] = []
+        self.together = together
         self.error: DivergenceError | None = None
         self.model = config.build_model()
-        self._claim_folder(facts, together)  # only once all else has been found right
+        self._claim_folder(facts)  # only once all else has been found right
         compile_model(self.model, config, self.steps)
         if self.last_path.exists():
             metadata = restore_model(self.model, self.last_path)
@@ -239,7 +240,7 @@ class _Run:
         """Epochs trained so far."""
         return len(self.history)
 
-    def _claim_folder(self, facts: Mapping[str, Any], together: int) -> None:
+    def _claim_folder(self, facts: Mapping[str, Any]) -> None:
         record = {
             "config": self.config.get_config(),
             "data": {"name": self.data.name, "train_poses": len(self.data.train), **facts},
@@ -256,7 +257,9 @@ class _Run:
                     f"{_differences(found, record)}"
                 )
         else:
-            ran_on = environment() | ({"together": str(together)} if together > 1 else {})
+            ran_on = environment()
+            if self.together > 1:
+                ran_on["together"] = str(self.together)
             write_json(path, {**record, "environment": ran_on})
 
     def _read_record(self, path: Path) -> dict[str, Any]:
@@ -292,7 +295,8 @@ class _Run:
             return
         self.callbacks.on_epoch_end(row["epoch"] - 1, {k: row[k] for k in row if k != "epoch"})
         if verbose:
-            print(_progress(row, self.config.epochs), flush=True)
+            whose = f"{self.folder.name}: " if self.together > 1 else ""
+            print(whose + _progress(row, self.config.epochs), flush=True)
 
     def _finish_epoch(
         self, logs: dict[str, float], diverged: int | None, seconds: float
