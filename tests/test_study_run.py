@@ -17,7 +17,7 @@ from keras_wsgcn.data.sources import load_splits
 from keras_wsgcn.studies import liveness, workers
 from keras_wsgcn.studies import storage as storages
 from keras_wsgcn.studies import trials as study_trials
-from keras_wsgcn.studies.planning import best_settings, plan, study_names
+from keras_wsgcn.studies.planning import best_settings, open_study, plan, study_names
 from keras_wsgcn.studies.results import read_results, read_storage, write_results
 from keras_wsgcn.studies.spec import StudySpec
 from keras_wsgcn.studies.storage import open_storage, read_trial, trials_by_slot
@@ -256,6 +256,21 @@ def test_other_settings_under_the_same_name_are_refused(tmp_path, stand_in):
     with pytest.raises(InputError, match=r"`name` must be new .*differs in \['config.epochs'\]"):
         run(other, tmp_path)
     assert len(study_of(tmp_path, "fixed").get_trials()) == 4
+
+
+@pytest.mark.plain
+def test_a_study_of_an_older_version_goes_on(tmp_path, stand_in):
+    """Its trials begin without a setting that has come since."""
+    spec = spec_of(FIXED)
+    slots = plan(spec, tmp_path, None)["fixed"]
+    older = json.loads(json.dumps({slot: start["attributes"] for slot, start in slots.items()}))
+    for attributes in older.values():
+        del attributes["config"]["jit_compile"]
+    older = {slot: {**slots[slot], "attributes": older[slot]} for slot in slots}
+    study = open_study(open_storage(tmp_path / "fixed" / "study.sqlite3"), spec, "fixed")
+    assert len(storages.fill_slots(study, older)) == 4
+    assert run(spec, tmp_path, verbose=False)
+    assert all(found == ["COMPLETE"] for found in states(tmp_path).values())
 
 
 @pytest.mark.plain

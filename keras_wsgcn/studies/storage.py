@@ -19,6 +19,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from keras_wsgcn.errors import InputError
 from keras_wsgcn.files import atomic_path
+from keras_wsgcn.recipes import TrainConfig
 from keras_wsgcn.studies import liveness
 
 # A process that is killed is noticed after GRACE times the heartbeat.
@@ -326,6 +327,8 @@ def _retry(study: optuna.Study, trial: FrozenTrial) -> None:
 
 def _check_same_start(study: str, slot: str, trial: FrozenTrial, start: Mapping) -> None:
     found, wanted = trial.user_attrs["start"], start["attributes"]
+    # A setting that an older version did not know has its default.
+    found = {**found, "config": TrainConfig().get_config() | found["config"]}
     if found != wanted:
         differing = sorted(
             f"{part}.{key}"
