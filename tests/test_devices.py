@@ -49,7 +49,7 @@ except Killed:
 
 @pytest.mark.skipif(BACKEND == "torch", reason="Keras cannot spread a batch under torch")
 def test_two_devices_train_as_one_does(tmp_path):
-    config = {"channels": 6, "blocks": 0, "epochs": 2, "batch_size": 64, "clip_norm": None}
+    config = {"channels": 6, "blocks": 1, "epochs": 2, "batch_size": 64, "clip_norm": None}
     run_python(TWO_DEVICES, json.dumps(config), str(tmp_path), backend=BACKEND)
     one, two, killed = (
         np.genfromtxt(tmp_path / name / "history.csv", delimiter=",", names=True)
@@ -106,7 +106,7 @@ def test_products_are_exact_unless_asked_otherwise():
     assert products_allow_tf32() == before
 
 
-EXACT = TrainConfig(channels=6, blocks=0, epochs=2, batch_size=64, dropout=0.1)
+EXACT = TrainConfig(channels=6, blocks=1, epochs=2, batch_size=64, dropout=0.1)
 
 
 @pytest.fixture(scope="module")

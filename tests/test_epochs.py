@@ -70,11 +70,16 @@ def test_the_other_order_and_layers_too(poses, rng):
 
 
 @pytest.mark.skipif(keras.backend.backend() != "torch", reason="the others always compile")
-def test_a_compiled_step_does_what_it_does_in_fit(poses, rng):
+def test_a_compiled_step_does_what_it_does_in_fit(poses, rng, monkeypatch):
+    import torch
+
+    done, original = [], torch.compile
+    monkeypatch.setattr(torch, "compile", lambda f: done.append(f) or original(f))
     size = {"scheme": "no_sharing", "blocks": 0, "non_local": True, "affinity": "learned"}
     optimizer = OPTIMIZERS["clipped"]
     models = compiled(optimizer(), **size), compiled(optimizer(), **size)
     assert_as_fit(*models, poses, rng, jit_compile=True)
+    assert len(done) == 1
 
 
 def test_constraints_hold(poses):

@@ -27,7 +27,7 @@ np.savez(sys.argv[3], **predicted, **found)
 @pytest.fixture
 def model(rng):
     model = build_model(
-        "conv_style", budget=20_000, blocks=0, non_local=True, affinity="learned", dropout=0.1
+        "conv_style", budget=20_000, blocks=1, non_local=True, affinity="learned", dropout=0.1
     )
     for weight in model.weights:
         if "moving_variance" not in weight.path:

@@ -1,6 +1,7 @@
 """Several models trained at once are what each would be alone, whatever the others do."""
 
-import contextlib
+# ruff: noqa: F401, F811 (the fixture `data` is another file's)
+
 import dataclasses
 
 import keras
@@ -8,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import train as train_command
-from test_training import SMALL, StopAfter, assert_same_weights, data  # noqa: F401
+from test_training import SMALL, StopAfter, assert_same_weights, data
 
 from keras_wsgcn import InputError, load_model
 from keras_wsgcn.studies import trials as study_trials
@@ -27,13 +28,13 @@ def folders_in(folder):
 
 
 @pytest.fixture(scope="module")
-def together(data, tmp_path_factory):  # noqa: F811
+def together(data, tmp_path_factory):
     folders = folders_in(tmp_path_factory.mktemp("together"))
     return train_together(CONFIGS, data, folders, verbose=False)
 
 
 @on_jax
-def test_each_is_what_it_would_be_alone(together, data, tmp_path):  # noqa: F811
+def test_each_is_what_it_would_be_alone(together, data, tmp_path):
     number = 1
     alone = train(CONFIGS[number], data, tmp_path / "run", verbose=False)
     pd.testing.assert_frame_equal(
@@ -48,7 +49,7 @@ def test_each_is_what_it_would_be_alone(together, data, tmp_path):  # noqa: F811
 
 
 @on_jax
-def test_resumed_they_end_as_undisturbed(together, data, tmp_path):  # noqa: F811
+def test_resumed_they_end_as_undisturbed(together, data, tmp_path):
     """Killed before the last has saved its second epoch, which it makes up for."""
     folders = folders_in(tmp_path)
     callbacks = [[], [StopAfter(1)], []]
@@ -63,7 +64,7 @@ def test_resumed_they_end_as_undisturbed(together, data, tmp_path):  # noqa: F81
 
 
 @on_jax
-def test_one_that_diverges_leaves_the_others_alone(together, data, tmp_path):  # noqa: F811
+def test_one_that_diverges_leaves_the_others_alone(together, data, tmp_path):
     class Spoil(keras.callbacks.Callback):
         def on_epoch_begin(self, epoch, logs=None):
             if epoch == 1:
@@ -83,7 +84,7 @@ def test_one_that_diverges_leaves_the_others_alone(together, data, tmp_path):  #
 
 
 @on_jax
-def test_another_kind_of_run_is_refused(data, tmp_path):  # noqa: F811
+def test_another_kind_of_run_is_refused(data, tmp_path):
     configs = [SMALL, dataclasses.replace(SMALL, dropout=0.3)]
     with pytest.raises(InputError, match=r"`configs` must differ.*dropout=0.3"):
         train_together(configs, data, [tmp_path / "a", tmp_path / "b"])
@@ -95,7 +96,7 @@ def test_another_kind_of_run_is_refused(data, tmp_path):  # noqa: F811
 
 
 @pytest.mark.skipif(keras.backend.backend() == "jax", reason="JAX can")
-def test_backends_that_cannot_say_so(data, tmp_path):  # noqa: F811
+def test_backends_that_cannot_say_so(data, tmp_path):
     with pytest.raises(InputError, match=r"`together` must be 1 but under JAX.*together=3"):
         train_together(CONFIGS, data, folders_in(tmp_path))
     assert not list(tmp_path.iterdir())
@@ -126,7 +127,7 @@ def test_a_study_trains_the_seeds_of_a_cell_in_groups(tmp_path, monkeypatch, cap
 
     monkeypatch.setattr(study_trials, "train_together", counted)
     spec = StudySpec.from_config(STUDY)
-    with contextlib.suppress(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt):
         run(spec, tmp_path, together=2, verbose=False)
     assert run(spec, tmp_path, together=2, verbose=False)
     groups = [(scheme, seeds) for scheme, seeds in trained if len(seeds) > 1]

@@ -21,7 +21,7 @@ from keras_wsgcn.training import (
 )
 
 SMALL = TrainConfig(
-    scheme="pre_agg", channels=6, blocks=0, epochs=3, batch_size=64, dropout=0.2, learning_rate=5e-3
+    scheme="pre_agg", channels=6, blocks=1, epochs=3, batch_size=64, dropout=0.2, learning_rate=5e-3
 )
 
 
@@ -117,13 +117,18 @@ on_torch = pytest.mark.skipif(keras.backend.backend() != "torch", reason="others
 
 
 @on_torch
-def test_a_compiled_run_resumes_as_well(data, tmp_path):
+def test_a_compiled_run_resumes_as_well(data, tmp_path, monkeypatch):
+    import torch
+
+    compiled, original = [], torch.compile
+    monkeypatch.setattr(torch, "compile", lambda f: compiled.append(f) or original(f))
     config = dataclasses.replace(SMALL, jit_compile=True)
     whole = train(config, data, tmp_path / "whole", verbose=False)
     with pytest.raises(KeyboardInterrupt):
         train(config, data, tmp_path / "cut", callbacks=[StopAfter(0)], verbose=False)
     train(config, data, tmp_path / "cut", verbose=False)
     assert_same_weights(whole.folder / "last.keras", tmp_path / "cut" / "last.keras")
+    assert len(compiled) == 3, "each of the three calls compiles its step"
 
 
 @on_torch

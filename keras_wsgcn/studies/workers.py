@@ -168,7 +168,8 @@ def work(
             raise KeyboardInterrupt
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # a trial's line is printed below
-    groups = [spec.seeds[start : start + together] for start in range(0, len(spec.seeds), together)]
+    seeds = list(dict.fromkeys(spec.seeds))
+    groups = [seeds[start : start + together] for start in range(0, len(seeds), together)]
     objective = Objective(spec.search, folder / "trials", groups, on_epoch=stop_if_asked)
     studies = {name: open_study(storage, spec, name) for name in slots}
     done = 0
