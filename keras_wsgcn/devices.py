@@ -1,6 +1,8 @@
-"""How a training uses the hardware: several devices at once, and the precision of products."""
+"""How the hardware is used: several devices at once, the precision of products, memory."""
 
 import contextlib
+import ctypes
+import sys
 from collections.abc import Iterator
 
 import keras
@@ -107,3 +109,18 @@ def float32_products(tf32: bool = False) -> Iterator[None]:
             yield
         finally:
             torch.set_float32_matmul_precision(before)
+
+
+def keep_freed_memory() -> None:
+    """Has the C library keep what tensors give back, for the next ones.
+
+    By default it returns blocks of megabytes to the system, which then maps and clears them page by
+    page. Kept, a step at 4.2 M parameters on two cores takes 72 instead of 95 ms under torch
+    (`pre_agg_decoupled`, batch 256), 84 instead of 90 under TensorFlow, and 2300 instead of 3400
+    where single tensors outgrow what can be kept by size (`full_sharing`, 1024). Other systems than
+    Linux with glibc are left as they are.
+    """
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
+        trim_threshold, mmap_max = -1, -4
+        libc.mallopt(mmap_max, 0)  # no block is the system's alone
+        libc.mallopt(trim_threshold, 2**31 - 1)

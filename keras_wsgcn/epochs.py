@@ -14,7 +14,8 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_wsgcn.torch_epochs import torch_runner
+from keras_wsgcn.devices import keep_freed_memory
+from keras_wsgcn.torch_steps import torch_runner
 
 # Trains on the rows `(models, steps, batch_size)` of the data, for those models that shall learn.
 # Returns the losses `(models, steps)`, each that of its step or a mean with those before: they are
@@ -49,6 +50,7 @@ class Epochs:
         *,
         jit_compile: bool = False,
     ) -> None:
+        keep_freed_memory()
         self.models, self.batch_size = models, batch_size
         for model in models:
             model.optimizer.build(model.trainable_variables)

@@ -18,14 +18,14 @@ import pandas as pd
 
 from keras_wsgcn import metrics, skeletons
 from keras_wsgcn.data.poses import PoseDataset, Splits
-from keras_wsgcn.devices import data_parallel, float32_products, replicas
+from keras_wsgcn.devices import data_parallel, float32_products, keep_freed_memory, replicas
 from keras_wsgcn.environment import environment
 from keras_wsgcn.epochs import Epochs
 from keras_wsgcn.errors import Failure, InputError, check_integer, shown
 from keras_wsgcn.files import copy_file, remove_leftovers, write_json, write_text
 from keras_wsgcn.recipes import TrainConfig, compile_model
 from keras_wsgcn.saving import load_model, restore_model, save_model
-from keras_wsgcn.torch_epochs import check_jit_compile
+from keras_wsgcn.torch_steps import check_jit_compile, replay_predictions
 
 PREDICT_BATCH = 1024
 
@@ -372,6 +372,9 @@ def predict(model: keras.Model, pose2d: np.ndarray) -> np.ndarray:
     count = replicas()
     whole = np.pad(pose2d, ((0, -len(pose2d) % count), (0, 0), (0, 0)), mode="edge")
     batch = PREDICT_BATCH // count * count  # each device takes its share of every batch
+    keep_freed_memory()
+    if keras.backend.backend() == "torch":
+        replay_predictions(model, batch)
     with float32_products():
         return np.asarray(model.predict(whole, batch_size=batch, verbose=0))[: len(pose2d)]
 

@@ -26,9 +26,15 @@ from keras_wsgcn.budget import count_flops, count_params, solve_channels
 from keras_wsgcn.errors import InputError, check_integer
 from keras_wsgcn.files import write_text
 from keras_wsgcn.schemes import SCHEMES
+from keras_wsgcn.torch_steps import check_jit_compile
 
 BACKENDS = ("tensorflow", "jax", "torch")
-MEASURES = {"ours": ("step", "fit", "forward", "products"), "peer": ("step", "forward")}
+ALL = ("step", "fit", "forward", "products")
+MEASURES = {
+    **dict.fromkeys(BACKENDS, ALL),
+    "torch_compiled": ("step",),
+    "peer": ("step", "forward"),
+}
 ADAM_BYTES = 28  # a parameter: reads it, its gradient and two moments, writes all but the gradient
 
 
@@ -45,6 +51,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5, help="of which the median counts")
     parser.add_argument("--steps", type=int, default=4, help="steps timed together in a round")
     parser.add_argument("--train-steps", type=int, default=0, help="of an epoch of `train()`")
+    parser.add_argument(
+        "--jit-compile", action="store_true", help="also PyTorch with its step compiled"
+    )
     parser.add_argument("--peer", type=Path, help="folder of a checkout of Any-GCN")
     parser.add_argument("--output", type=Path, help="CSV to write")
     return parser.parse_args(argv)
@@ -54,11 +63,11 @@ class Worker:
     """A process that times what it is told to."""
 
     def __init__(self, name: str, options: argparse.Namespace):
-        self.measures = MEASURES["peer" if name == "peer" else "ours"]
+        self.measures = MEASURES[name]
         environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
-        environment["KERAS_BACKEND"] = "torch" if name == "peer" else name
+        environment["KERAS_BACKEND"] = name if name in BACKENDS else "torch"
         script = Path(__file__).with_name("benchmark_worker.py")
-        command = [sys.executable, str(script), str(options.steps)]
+        command = [sys.executable, str(script), name, str(options.steps)]
         if name == "peer":
             command.append(str(options.peer.resolve()))
         self.process = subprocess.Popen(
@@ -88,6 +97,8 @@ def cases(options: argparse.Namespace) -> list[dict]:
     for name in ("rounds", "steps"):
         check_integer(name, getattr(options, name), least=1)
     check_integer("train_steps", options.train_steps, least=0)
+    if options.jit_compile:
+        check_jit_compile()
     found = []
     for batch in options.batch_sizes:
         check_integer("batch_sizes", batch, least=1)
@@ -103,9 +114,9 @@ def cases(options: argparse.Namespace) -> list[dict]:
 def measure(options: argparse.Namespace) -> pd.DataFrame:
     wanted = cases(options)
     names = options.backends or [name for name in BACKENDS if importlib.util.find_spec(name)]
-    workers = {
-        name: Worker(name, options) for name in [*names, *(["peer"] if options.peer else [])]
-    }
+    also = {"torch_compiled": options.jit_compile, "peer": options.peer}
+    names = [*names, *(name for name, asked in also.items() if asked)]
+    workers = {name: Worker(name, options) for name in names}
     rows = []
     for case in wanted:
         about = {name: worker.ask(**case) for name, worker in workers.items()}
@@ -115,7 +126,7 @@ def measure(options: argparse.Namespace) -> pd.DataFrame:
         for name, facts in about.items():
             times = [one[name] for one in rounds if name in one]
             medians = {k: statistics.median(t[k] for t in times) for k in (times or [{}])[0]}
-            if options.train_steps and name != "peer":
+            if options.train_steps and times and name != "peer":
                 medians |= workers[name].ask(measure="train", steps=options.train_steps)
             rows.append({**case, "runs": name, **size, **medians, **facts})
         say(rows[-len(about) :])

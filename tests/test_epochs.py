@@ -94,7 +94,7 @@ def test_constraints_hold(poses):
 def test_a_trace_computes_constants_once_and_variables_always():
     import torch
 
-    from keras_wsgcn.torch_epochs import _traced
+    from keras_wsgcn.torch_steps import _traced
 
     scale = torch.nn.Parameter(torch.tensor(2.0), requires_grad=False)
 
@@ -110,6 +110,27 @@ def test_a_trace_computes_constants_once_and_variables_always():
     done = {str(node.target) for node in trace.__wrapped__.graph.nodes}
     assert "aten.remainder.Scalar" not in done
     assert "aten.rand.default" in done
+
+
+@pytest.mark.skipif(keras.backend.backend() != "torch", reason="torch alone is traced")
+def test_replayed_predictions_are_the_model_s_own(poses, monkeypatch):
+    from keras_wsgcn import torch_steps
+
+    traced, original = [], torch_steps._traced
+    monkeypatch.setattr(
+        torch_steps, "_traced", lambda *a: traced.append(a[1].shape) or original(*a)
+    )
+    inputs, model = poses[0], compiled("adam", non_local=True, dropout=0.5)
+    expected = model.predict(inputs, batch_size=BATCH, verbose=0)
+    for _ in range(2):
+        torch_steps.replay_predictions(model, BATCH)
+        np.testing.assert_array_equal(model.predict(inputs, batch_size=BATCH, verbose=0), expected)
+        model.set_weights([weight * 0.5 for weight in model.get_weights()])
+        halved = model.predict(inputs, batch_size=BATCH, verbose=0)
+        now = keras.ops.convert_to_numpy(model(inputs, training=False))
+        np.testing.assert_allclose(halved, now, atol=1e-6)
+        model.set_weights([weight * 2.0 for weight in model.get_weights()])
+    assert traced == [(BATCH, 16, 2)]  # once, and not for the last few
 
 
 def test_building_is_no_step(poses):

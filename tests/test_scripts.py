@@ -6,6 +6,7 @@ import benchmark
 import benchmark_worker
 import cli
 import evaluate as evaluate_command
+import keras
 import pandas as pd
 import pytest
 import train as train_command
@@ -148,8 +149,6 @@ class GCN(torch.nn.Module):
 
 
 def test_the_benchmark_times_backend_limit_and_peer(tmp_path, capsys):
-    import keras
-
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / "any_gcn.py").write_text(PEER)
     arguments = [
@@ -157,14 +156,26 @@ def test_the_benchmark_times_backend_limit_and_peer(tmp_path, capsys):
         "--batch-sizes", "8", "--rounds", "2", "--steps", "2", "--train-steps", "2",
         "--peer", str(tmp_path), "--output", str(tmp_path / "b.csv"),
     ]  # fmt: skip
-    assert cli.run(benchmark.main, arguments) == 0
+    compiles = ["--jit-compile"] if keras.backend.backend() == "torch" else []
+    assert cli.run(benchmark.main, arguments + compiles) == 0
     rows = pd.read_csv(tmp_path / "b.csv").set_index("runs")
     ours, peer = rows.loc[keras.backend.backend()], rows.loc["peer"]
+    if compiles:
+        compiled = rows.loc["torch_compiled"]
+        assert compiled["step_ms"] > 0
+        assert compiled["compile_s"] > 2 * ours["compile_s"]
     for name in ("step_ms", "fit_ms", "forward_ms", "products_ms", "train_ms", "compile_s"):
         assert ours[name] > 0
     assert ours["peak_mib"] > 10
     assert peer["step_ms"] > 0
     assert "pre_agg" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(keras.backend.backend() != "torch", reason="the others always compile")
+def test_the_benchmark_refuses_to_compile_what_cannot_be(monkeypatch, capsys):
+    monkeypatch.setenv("PATH", "")
+    assert cli.run(benchmark.main, ["--jit-compile"]) == 2
+    assert "error: `jit_compile` must be False where there is no C++" in capsys.readouterr().err
 
 
 @pytest.mark.plain
