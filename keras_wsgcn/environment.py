@@ -3,6 +3,7 @@
 import functools
 import importlib
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import numpy as np
 
 
 def environment() -> dict[str, str]:
-    """What a run ran on: versions, backend and device; in a checkout, its commit."""
+    """What a run ran on: versions, backend, device and processor; in a checkout, its commit."""
     import platform
 
     from keras_wsgcn import __version__
@@ -25,7 +26,7 @@ def environment() -> dict[str, str]:
         "numpy": np.__version__,
         "device": _device(),
         "python": platform.python_version(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "machine": f"{_processor() or platform.machine()}, {os.cpu_count()} cores",
     }
     commit = _commit()
     return {**found, "commit": commit} if commit else found
@@ -46,6 +47,16 @@ def _commit() -> str | None:
         return git("rev-parse", "--short=12", "HEAD") + "+" * bool(changed)
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+def _processor() -> str | None:
+    """What the processor calls itself, where the system tells (Linux)."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    found = re.search(r"^model name\s*:\s*(\S.*)$", text, flags=re.MULTILINE)
+    return found and found[1].strip()
 
 
 def _device() -> str:

@@ -5,6 +5,8 @@ batch size; a *measure* is timed for the case prepared last.
 """
 
 import contextlib
+import ctypes
+import gc
 import json
 import sys
 import tempfile
@@ -285,6 +287,9 @@ PRODUCTS = {"jax": jax_products, "tensorflow": tensorflow_products, "torch": tor
 
 def forget_peak() -> None:
     """Lets the process's peak of memory begin anew, where the system can (Linux)."""
+    gc.collect()
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+        libc.malloc_trim(0)  # what `keep_freed_memory` kept of the case before
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     if "torch" in sys.modules and sys.modules["torch"].cuda.is_available():
