@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import platform
 
 import keras
 import numpy as np
@@ -104,6 +105,31 @@ def test_products_are_exact_unless_asked_otherwise():
     with float32_products(tf32=True):
         assert products_allow_tf32()
     assert products_allow_tf32() == before
+
+
+FAULTS = """
+import resource
+from keras_wsgcn.devices import keep_freed_memory
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(4):
+        bytearray(b"x") * (64 << 20)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+first = faults()
+keep_freed_memory()
+faults()
+print(first, faults())
+"""
+
+
+@pytest.mark.plain
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="asks glibc to keep it")
+def test_freed_memory_is_kept_whatever_its_size():
+    printed = run_python(FAULTS, backend=BACKEND)
+    given_back, kept = map(int, printed.splitlines()[-1].split())
+    assert given_back > 100 > kept
 
 
 EXACT = TrainConfig(channels=6, blocks=1, epochs=2, batch_size=64, dropout=0.1)
