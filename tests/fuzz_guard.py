@@ -76,7 +76,10 @@ class _Watch:
         for path in paths:
             if isinstance(path, str | bytes | os.PathLike):
                 text = os.path.abspath(os.fsdecode(path))
-                if not text.startswith(f"{self.root}{os.sep}") and text != os.devnull:
+                inside = text.startswith(f"{self.root}{os.sep}") or text == os.devnull
+                # conftest.py says where JAX keeps what it compiles.
+                cache = os.environ.get("JAX_COMPILATION_CACHE_DIR", self.root)
+                if not inside and text != cache and not text.startswith(f"{cache}{os.sep}"):
                     self.seen.append(f"{event} {text}"[:300])
 
 
