@@ -28,9 +28,9 @@ from keras_wsgcn.files import write_text
 from keras_wsgcn.schemes import SCHEMES
 
 BACKENDS = ("tensorflow", "jax", "torch")
-ALL = ("step", "fit", "forward", "products")
+OURS = ("step", "fit", "forward", "products")
 MEASURES = {
-    **dict.fromkeys(BACKENDS, ALL),
+    **dict.fromkeys(BACKENDS, OURS),
     "torch_compiled": ("step",),
     "peer": ("step", "forward"),
 }
@@ -100,7 +100,9 @@ def cases(options: argparse.Namespace) -> list[dict]:
     check_integer("train_steps", options.train_steps, least=0)
     if options.jit_compile:
         if importlib.util.find_spec("torch") is None:
-            raise InputError("`jit_compile` must be left out without torch. Received: jit_compile")
+            raise InputError(
+                "`jit_compile` must be False without torch. Received: jit_compile=True"
+            )
         from keras_wsgcn.torch_steps import check_jit_compile
 
         check_jit_compile()

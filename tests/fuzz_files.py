@@ -23,7 +23,7 @@ from fuzzing import (
     saved,
     scribble,
 )
-from test_mocap import PLAIN, amc_text, asf_text, bvh_text
+from mocap_files import PLAIN, amc_text, asf_text, bvh_text
 
 from keras_wsgcn.data import human36m as human36m_archives
 from keras_wsgcn.data.archive import Motion, MotionArchive, load_archive, save_archive

@@ -76,10 +76,10 @@ class _Watch:
         for path in paths:
             if isinstance(path, str | bytes | os.PathLike):
                 text = os.path.abspath(os.fsdecode(path))
-                inside = text.startswith(f"{self.root}{os.sep}") or text == os.devnull
                 # conftest.py says where JAX keeps what it compiles.
-                cache = os.environ.get("JAX_COMPILATION_CACHE_DIR", self.root)
-                if not inside and text != cache and not text.startswith(f"{cache}{os.sep}"):
+                cache = os.environ.get("JAX_COMPILATION_CACHE_DIR", os.devnull)
+                inside = text.startswith((f"{self.root}{os.sep}", f"{cache}{os.sep}"))
+                if not inside and text not in (cache, os.devnull):
                     self.seen.append(f"{event} {text}"[:300])
 
 

@@ -105,6 +105,7 @@ class Command:
         command += [*map(str, specs), "--folder", str(folder), "--heartbeat", "1"]
         command += ["--workers", str(len(cores)), *options]
         environment = {"KERAS_BACKEND": keras.backend.backend(), "TF_CPP_MIN_LOG_LEVEL": "3"}
+        environment["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # each compiles, as a user's does
         with open(self._out, "w") as out, open(self._err, "w") as err, _inherited(cores, deaf):
             self._process = subprocess.Popen(
                 [sys.executable, *command],

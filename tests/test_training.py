@@ -1,7 +1,10 @@
 import dataclasses
 import json
 import math
+import os
+import re
 import shutil
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -11,6 +14,7 @@ import pytest
 from keras_wsgcn import InputError, Scheme, load_model
 from keras_wsgcn.data.poses import Splits
 from keras_wsgcn.data.sources import load_splits
+from keras_wsgcn.environment import environment
 from keras_wsgcn.recipes import RECIPES, TrainConfig
 from keras_wsgcn.saving import read_metadata
 from keras_wsgcn.training import (
@@ -44,6 +48,15 @@ def assert_same_weights(first, second):
 @pytest.fixture(scope="module")
 def finished(data, tmp_path_factory):
     return train(SMALL, data, tmp_path_factory.mktemp("run") / "a", verbose=False)
+
+
+@pytest.mark.plain
+def test_the_machine_is_told_by_its_processor_and_cores():
+    processor, cores = environment()["machine"].rsplit(", ", 1)
+    assert cores == f"{os.cpu_count()} cores"
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists() and "model name" in (text := cpuinfo.read_text()):
+        assert re.search(rf"^model name\s*: {re.escape(processor)}$", text, flags=re.MULTILINE)
 
 
 def test_a_run_leaves_its_files(finished, data):

@@ -80,7 +80,8 @@ class Starter:
 
     def _popen(self, *arguments: str, **options) -> subprocess.Popen:
         environment = {"KERAS_BACKEND": BACKEND, "TF_CPP_MIN_LOG_LEVEL": "3"}
-        environment |= {"OMP_NUM_THREADS": "1"}
+        # Each life compiles for itself, as a user's does.
+        environment |= {"OMP_NUM_THREADS": "1", "JAX_ENABLE_COMPILATION_CACHE": "false"}
         with processes._inherited((0,), False):
             return subprocess.Popen(
                 [sys.executable, *arguments], env={**os.environ, **environment}, cwd=ROOT, **options

@@ -1,0 +1,133 @@
+"""What is no file of keypoints is refused by name."""
+
+import json
+
+import numpy as np
+import pytest
+
+from keras_wsgcn.data.keypoint_files import read_keypoints
+from keras_wsgcn.data.keypoint_tracks import track_people
+from keras_wsgcn.errors import InputError
+
+KEYPOINTS = [1.0, 2.0, 0.5] * 17
+
+
+def entry(**changes):
+    return {"image_id": 1, "keypoints": KEYPOINTS, **changes}
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("", "could not be read as JSON"),
+        ("[{", "could not be read as JSON"),
+        ("[" * 100_000, "could not be read as JSON"),
+        ("\x00\x01", "could not be read as JSON"),
+        ("[NaN]", "NaN is no JSON number"),
+        ("[1" + "0" * 5000 + "]", "could not be read as JSON"),
+        ("3", "a list of COCO results"),
+        ("[]", "a list of COCO results"),
+        ('{"annotations": []}', "a list of COCO results"),
+        ('{"people": 3}', "`people` must be a list"),
+        ('{"people": [3]}', "`people[0]` must be an object"),
+        ('{"people": [{}]}', "`people[0].pose_keypoints_2d` must be a list of 51 numbers"),
+        ('{"people": []}', "holds no person"),
+        ("[3]", "entry 0 must be an object"),
+        (json.dumps([entry(), {}]), "`image_id` of entry 1 must be an integer"),
+        (json.dumps([entry(image_id="front")]), "`image_id` of entry 0 must be an integer"),
+        (json.dumps([entry(image_id=-1)]), "`image_id` of entry 0 must be an integer"),
+        (json.dumps([entry(image_id=True)]), "`image_id` of entry 0 must be an integer"),
+        (json.dumps([entry(), entry(image_id=10**9)]), "spans 1000000000 frames"),
+        (json.dumps([entry(image_id="a1"), entry(image_id="b1")]), "have one number"),
+        (json.dumps([entry(keypoints=None)]), "`keypoints` of entry 0 must be a list"),
+        (json.dumps([entry(keypoints=KEYPOINTS[:-1])]), "not 50 values"),
+        (json.dumps([entry(keypoints=["x", *KEYPOINTS[1:]])]), "numbers up to 1000000, not 'x'"),
+        (json.dumps([entry(keypoints=[True, *KEYPOINTS[1:]])]), "not True"),
+        (json.dumps([entry(keypoints=[1e9, *KEYPOINTS[1:]])]), "not 1000000000.0"),
+        (json.dumps([entry(keypoints=[0, 1])]).replace("0, 1", "1e999"), "not 1 values"),
+        (json.dumps([entry(track_id=1), entry(track_id=1)]), "twice in frame 1"),
+        (json.dumps([entry(track_id=[1])]), "`track_id` of entry 0"),
+    ],
+)
+def test_malformed_json_is_refused_by_name(content, words, tmp_path):
+    path = tmp_path / "bad.json"
+    path.write_text(content)
+    with pytest.raises(InputError) as caught:
+        read_keypoints(path, "coco17")
+    message = str(caught.value)
+    assert words in message
+    assert message.endswith(f"Received: path={str(path)!r}")
+    assert "\n" not in message
+    assert len(message) < 500
+
+
+def npy_with(header):
+    text = header.encode().ljust(117) + b"\n"
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"nothing", "could not be read"),
+        (b"\x93NUMPY\x01\x00\xff", "could not be read"),
+        (npy_with("{'descr': ("), "could not be read"),
+        (npy_with("{'descr': '<f8', 'fortran_order': False, 'shape': (-1, 17, 2), }"), "fit"),
+        (npy_with("[" * 110), "could not be read"),
+        (
+            npy_with("{'descr': '<f8', 'fortran_order': False, 'shape': (10**9, 17, 2)}"),
+            "could not",
+        ),
+        (
+            npy_with("{'descr': '<f8', 'fortran_order': False, 'shape': (999999999, 17, 2), }"),
+            "fit",
+        ),
+        (npy_with("{'descr': '|O', 'fortran_order': False, 'shape': (1, 17, 2), }"), "pickled"),
+    ],
+)
+def test_hostile_arrays_are_refused(content, words, tmp_path):
+    path = tmp_path / "bad.npy"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=words):
+        read_keypoints(path, "coco17")
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.zeros((5, 16, 2)), np.zeros((5, 17, 4)), np.zeros((0, 17, 2)), np.zeros((17, 2)),
+        np.full((5, 17, 2), np.inf), np.full((5, 17, 2), 1e9), np.full((5, 17, 2), "a"),
+        np.full((5, 17, 3), (1.0, 1.0, np.inf)), np.ones((5, 17, 2), bool),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_arrays_of_other_shapes_and_numbers_are_refused(array, tmp_path):
+    np.save(tmp_path / "bad.npy", array)
+    with pytest.raises(InputError, match="`path` must hold keypoints"):
+        read_keypoints(tmp_path / "bad.npy", "coco17")
+
+
+def test_other_files_are_refused(tmp_path):
+    np.savez(tmp_path / "two.npz", a=np.ones(2), b=np.ones(2))
+    (tmp_path / "keypoints.txt").write_text("")
+    (tmp_path / "empty").mkdir()
+    for name in ("two.npz", "keypoints.txt", "empty", "none.json", "none.npz"):
+        with pytest.raises(InputError, match="`path` must hold keypoints"):
+            read_keypoints(tmp_path / name, "coco17")
+    with pytest.raises(InputError, match="`format` must be one of"):
+        read_keypoints(tmp_path / "two.npz", "coco18")
+
+
+def test_files_that_are_too_large_are_refused(tmp_path, monkeypatch):
+    from keras_wsgcn.data import keypoint_files
+
+    monkeypatch.setattr(keypoint_files, "MAX_BYTES", 1000)
+    (tmp_path / "large.json").write_text(json.dumps([entry()] * 10))
+    np.save(tmp_path / "large.npy", np.ones((10, 17, 2)))
+    np.savez_compressed(tmp_path / "large.npz", np.ones((10, 17, 2)))
+    for name in ("large.json", "large.npy", "large.npz"):
+        with pytest.raises(InputError, match="more than 1000"):
+            read_keypoints(tmp_path / name, "coco17")
+    people = np.ones((300, 17, 2))
+    with pytest.raises(InputError, match="at most 200 people"):
+        track_people([(0, people, people[..., 0])], "coco17")
