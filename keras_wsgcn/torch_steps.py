@@ -94,16 +94,22 @@ def _traced(
     return torch.no_grad()(replay)  # what there was to differentiate is in the trace
 
 
-def check_jit_compile() -> None:
+def check_jit_compile(precision: str) -> None:
     """Refuses to compile where that cannot work.
+
+    Args:
+        precision: that of the training, see `TrainConfig`.
 
     Raises:
         InputError: if there is no C++ compiler, or a GPU: on an H100 what PyTorch 2.11 had compiled
-            ended half of the trainings with an assertion.
+            ended half of the trainings with an assertion. Or if the loss is scaled: then Keras's
+            own step runs, which finds out as it goes whether it overflowed.
     """
     import torch
 
-    if torch.cuda.is_available():
+    if precision == "mixed_float16":
+        reason = "`precision` is 'mixed_float16'"
+    elif torch.cuda.is_available():
         reason = "torch computes on a GPU, where compiled steps failed"
     elif not any(map(shutil.which, filter(None, (os.environ.get("CXX"), "g++", "clang++")))):
         reason = "there is no C++ compiler (`g++`, `clang++`, or what CXX names)"

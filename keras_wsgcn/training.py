@@ -164,7 +164,7 @@ def _train(
 ) -> list["TrainResult | DivergenceError"]:
     first, epochs = settings[0][0], None
     if first.jit_compile and keras.backend.backend() == "torch":
-        check_jit_compile()
+        check_jit_compile(first.precision)
     with data_parallel(devices, first.batch_size), float32_products(first.precision == "tf32"):
         runs = [_Run(*own, data, facts, together=len(settings)) for own in settings]
         _share_predict_function([run.model for run in runs])

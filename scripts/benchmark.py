@@ -25,6 +25,7 @@ from cli import run
 from keras_wsgcn.budget import count_flops, count_params, solve_channels
 from keras_wsgcn.errors import InputError, check_integer
 from keras_wsgcn.files import write_text
+from keras_wsgcn.recipes import PRECISIONS
 from keras_wsgcn.schemes import SCHEMES
 
 BACKENDS = ("tensorflow", "jax", "torch")
@@ -53,6 +54,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--jit-compile", action="store_true", help="also PyTorch with its step compiled"
     )
+    parser.add_argument(
+        "--precision", choices=PRECISIONS, default="float32", help="of ours; default: %(default)s"
+    )
     parser.add_argument("--peer", type=Path, help="folder of a checkout of Any-GCN")
     parser.add_argument("--output", type=Path, help="CSV to write")
     return parser.parse_args(argv)
@@ -68,9 +72,8 @@ class Worker:
         # To compile shall take what it takes a user for the first time.
         environment["TORCHINDUCTOR_FORCE_DISABLE_CACHES"] = "1"
         script = Path(__file__).with_name("benchmark_worker.py")
-        command = [sys.executable, str(script), name, str(options.steps)]
-        if name == "peer":
-            command.append(str(options.peer.resolve()))
+        with_what = options.peer.resolve() if name == "peer" else options.precision
+        command = [sys.executable, str(script), name, str(options.steps), str(with_what)]
         self.process = subprocess.Popen(
             command, env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
@@ -105,7 +108,7 @@ def cases(options: argparse.Namespace) -> list[dict]:
             )
         from keras_wsgcn.torch_steps import check_jit_compile
 
-        check_jit_compile()
+        check_jit_compile(options.precision)
     found = []
     for batch in options.batch_sizes:
         check_integer("batch_sizes", batch, least=1)
@@ -135,7 +138,8 @@ def measure(options: argparse.Namespace) -> pd.DataFrame:
             medians = {k: statistics.median(t[k] for t in times) for k in (times or [{}])[0]}
             if options.train_steps and times and name != "peer":
                 medians |= workers[name].ask(measure="train", steps=options.train_steps)
-            rows.append({**case, "runs": name, **size, **medians, **facts})
+            precision = "float32" if name == "peer" else options.precision
+            rows.append({**case, "runs": name, "precision": precision, **size, **medians, **facts})
         say(rows[-len(about) :])
     return pd.DataFrame(rows).round(3)
 

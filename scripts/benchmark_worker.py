@@ -37,8 +37,8 @@ def random_poses(count: int) -> tuple[np.ndarray, np.ndarray]:
 class Ours:
     """The library on the backend of this process."""
 
-    def __init__(self, steps: int, jit_compile: bool):
-        self.steps, self.jit_compile = steps, jit_compile
+    def __init__(self, steps: int, precision: str, jit_compile: bool):
+        self.steps, self.precision, self.jit_compile = steps, precision, jit_compile
 
     def prepare(self, scheme: str, channels: int, batch: int) -> dict[str, Any]:
         import keras
@@ -51,7 +51,11 @@ class Ours:
         forget_peak()
         self.batch = batch
         self.config = TrainConfig(
-            scheme=scheme, channels=channels, batch_size=batch, jit_compile=self.jit_compile
+            scheme=scheme,
+            channels=channels,
+            batch_size=batch,
+            precision=self.precision,
+            jit_compile=self.jit_compile,
         )
         self.model = self.config.build_model()
         compile_model(self.model, self.config, steps_per_epoch=10_000)
@@ -95,7 +99,9 @@ class Ours:
 
         if self._products is None:
             shapes = product_shapes(self.scheme, self.channels, self.batch)
-            self._products = PRODUCTS[keras.backend.backend()](Products(shapes))
+            self._products = PRODUCTS[keras.backend.backend()](
+                Products(shapes, self.model.dtype_policy.compute_dtype)
+            )
             self._products()
         for _ in range(self.steps):
             self._products()
@@ -204,11 +210,14 @@ class Products:
     where that has their shape.
     """
 
-    def __init__(self, shapes: list[list[tuple[int, int, int, int]]]):
+    def __init__(self, shapes: list[list[tuple[int, int, int, int]]], dtype: str):
+        import keras
+
         rng = np.random.default_rng(0)
 
-        def draw(*shape: int) -> np.ndarray:
-            return (rng.normal(size=shape) / shape[-2] ** 0.5).astype("float32")
+        def draw(*shape: int) -> Any:
+            array = (rng.normal(size=shape) / shape[-2] ** 0.5).astype("float32")
+            return keras.ops.convert_to_tensor(array, dtype)
 
         self.arrays = tuple(
             [[draw(*ends(*part)) for part in layer] for layer in shapes]
@@ -249,31 +258,24 @@ def jax_products(products: Products) -> Callable[[], Any]:
         return products.compute(jax.numpy.matmul, turned, *arrays)
 
     jitted = jax.jit(compute, compiler_options=xla_options())
-    arrays = jax.device_put(products.arrays)
-    return lambda: jax.block_until_ready(jitted(*arrays))
+    return lambda: jax.block_until_ready(jitted(*products.arrays))
 
 
 def tensorflow_products(products: Products) -> Callable[[], Any]:
     import tensorflow as tf
 
-    arrays = tf.nest.map_structure(tf.constant, products.arrays)
     compute = tf.function(
         lambda *arrays: products.compute(tf.matmul, tf.linalg.matrix_transpose, *arrays)
     )
-    return lambda: compute(*arrays)[1][0].numpy()
+    return lambda: compute(*products.arrays)[1][0].numpy()
 
 
 def torch_products(products: Products) -> Callable[[], Any]:
     import torch
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    arrays = torch.utils._pytree.tree_map(
-        lambda array: torch.tensor(array, device=device), products.arrays
-    )
-
     def compute() -> None:
-        products.compute(torch.bmm, lambda a: a.mT, *arrays)
-        if device == "cuda":
+        products.compute(torch.bmm, lambda a: a.mT, *products.arrays)
+        if torch.cuda.is_available():
             torch.cuda.synchronize()
 
     return compute
@@ -312,13 +314,13 @@ def peak() -> float | None:
 
 
 def main() -> None:
-    _, name, steps, *rest = sys.argv
+    _, name, steps, with_what = sys.argv
     worker: Any
     if name == "peer":
-        worker = Peer(rest[0], int(steps))
+        worker, precision = Peer(with_what, int(steps)), "float32"
     else:
-        worker = Ours(int(steps), jit_compile=name == "torch_compiled")
-    with float32_products():
+        worker, precision = Ours(int(steps), with_what, name == "torch_compiled"), with_what
+    with float32_products(precision == "tf32"):
         answer_all(worker)
 
 

@@ -154,6 +154,7 @@ def test_the_benchmark_times_backend_limit_and_peer(tmp_path, capsys):
     arguments = [
         "--backends", keras.backend.backend(), "--schemes", "pre_agg", "--channels", "4",
         "--batch-sizes", "8", "--rounds", "2", "--steps", "2", "--train-steps", "2",
+        "--precision", "mixed_bfloat16",
         "--peer", str(tmp_path), "--output", str(tmp_path / "b.csv"),
     ]  # fmt: skip
     compiles = ["--jit-compile"] if keras.backend.backend() == "torch" else []
@@ -167,6 +168,7 @@ def test_the_benchmark_times_backend_limit_and_peer(tmp_path, capsys):
     for name in ("step_ms", "fit_ms", "forward_ms", "products_ms", "train_ms", "compile_s"):
         assert ours[name] > 0
     assert ours["peak_mib"] > 10
+    assert (ours["precision"], peer["precision"]) == ("mixed_bfloat16", "float32")
     assert peer["step_ms"] > 0
     assert "pre_agg" in capsys.readouterr().out
 

@@ -145,14 +145,16 @@ def test_a_compiled_run_resumes_as_well(data, tmp_path, monkeypatch):
 
 
 @on_torch
-@pytest.mark.parametrize("lack", ["g++", "cuda"])
+@pytest.mark.parametrize("lack", ["g++", "cuda", "float16"])
 def test_what_cannot_be_compiled_is_refused(data, tmp_path, monkeypatch, lack):
     import torch
 
     if lack == "cuda":
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr("shutil.which", lambda name: None)
-    config = dataclasses.replace(SMALL, jit_compile=True)
+    if lack == "g++":
+        monkeypatch.setattr("shutil.which", lambda name: None)
+    precision = "mixed_float16" if lack == "float16" else "float32"
+    config = dataclasses.replace(SMALL, jit_compile=True, precision=precision)
     with pytest.raises(InputError, match=r"`jit_compile` must be False where.*jit_compile=True"):
         train(config, data, tmp_path / "run")
     assert not list(tmp_path.iterdir())
