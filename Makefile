@@ -16,7 +16,8 @@ quickstart: $(READY)
 serve-demo: $(READY)
 	$(BIN)/python scripts/serve_demo.py
 
-# All backends at a time: most of a test is one core's work.
+# All backends at a time: most of a test is one core's work, and a thread that waits shall sleep.
+test: export OMP_WAIT_POLICY ?= passive
 test: $(READY)
 	$(MAKE) --jobs 3 --output-sync=target $(BACKENDS:%=test-%)
 
