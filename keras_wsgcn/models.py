@@ -81,39 +81,23 @@ def build_model(
     - [Liu et al., 2020](https://arxiv.org/abs/2007.06178)
     """
     scheme, skeleton = schemes.get(scheme), skeletons.get(skeleton)
-    size: dict[str, Any] = {
-        "blocks": blocks,
-        "non_local": non_local,
-        "affinity": affinity,
-        "skeleton": skeleton,
-    }
-    check_choice("affinity", affinity, AFFINITIES)
-    check_flag("non_local", non_local)
-    if check_integer("blocks", blocks, least=0) > MAX_BLOCKS:
-        raise InputError(f"`blocks` must be at most {MAX_BLOCKS}. Received: blocks={blocks}")
-    if budget is not None and channels is not None:
-        raise InputError(
-            "`budget` and `channels` exclude each other: give one of them. "
-            f"Received: budget={shown(budget)}, channels={shown(channels)}"
-        )
-    if budget is not None:
-        channels = solve_channels(scheme, budget, **size)
-    elif channels is None:
-        channels = PAPER_CHANNELS
-    check_integer("channels", channels, least=2 if non_local else 1)
-    check_number("dropout", dropout, least=0, below=1)
-    check_number("kernel_gain", kernel_gain, least=MIN_GAIN, below=MAX_GAIN)
+    channels = checked_channels(
+        scheme,
+        budget=budget,
+        channels=channels,
+        blocks=blocks,
+        dropout=dropout,
+        non_local=non_local,
+        affinity=affinity,
+        kernel_gain=kernel_gain,
+        skeleton=skeleton,
+    )
     if name is not None and not (
         isinstance(name, str) and re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}", name)
     ):
         raise InputError(
             "`name` must be letters, digits, `_`, `.` and `-`, 100 at most. "
             f"Received: name={shown(name)}"
-        )
-    if (params := count_params(scheme, channels, **size)) > MAX_PARAMS:
-        raise InputError(
-            f"`channels` and `blocks` must give at most {MAX_PARAMS:,} parameters, not {params:,}. "
-            f"Received: channels={channels}, blocks={blocks}"
         )
     # The result is in metres: half precision would round it to half a millimetre.
     full_precision = keras.config.dtype_policy().variable_dtype
@@ -158,6 +142,54 @@ def build_model(
     model = keras.Model(inputs, outputs, name=name or own)
     model.metadata = describe(model) | {"budget": budget}
     return model
+
+
+def checked_channels(
+    scheme: str | Scheme,
+    *,
+    budget: float | None,
+    channels: int | None,
+    blocks: int,
+    dropout: float,
+    non_local: bool,
+    affinity: str,
+    kernel_gain: float,
+    skeleton: str | Skeleton,
+) -> int:
+    """The channels of the model that `build_model` makes of these arguments.
+
+    Raises:
+        InputError: if it would refuse them.
+    """
+    scheme, skeleton = schemes.get(scheme), skeletons.get(skeleton)
+    size: dict[str, Any] = {
+        "blocks": blocks,
+        "non_local": non_local,
+        "affinity": affinity,
+        "skeleton": skeleton,
+    }
+    check_choice("affinity", affinity, AFFINITIES)
+    check_flag("non_local", non_local)
+    if check_integer("blocks", blocks, least=0) > MAX_BLOCKS:
+        raise InputError(f"`blocks` must be at most {MAX_BLOCKS}. Received: blocks={blocks}")
+    if budget is not None and channels is not None:
+        raise InputError(
+            "`budget` and `channels` exclude each other: give one of them. "
+            f"Received: budget={shown(budget)}, channels={shown(channels)}"
+        )
+    if budget is not None:
+        channels = solve_channels(scheme, budget, **size)
+    elif channels is None:
+        channels = PAPER_CHANNELS
+    check_integer("channels", channels, least=2 if non_local else 1)
+    check_number("dropout", dropout, least=0, below=1)
+    check_number("kernel_gain", kernel_gain, least=MIN_GAIN, below=MAX_GAIN)
+    if (params := count_params(scheme, channels, **size)) > MAX_PARAMS:
+        raise InputError(
+            f"`channels` and `blocks` must give at most {MAX_PARAMS:,} parameters, not {params:,}. "
+            f"Received: channels={channels}, blocks={blocks}"
+        )
+    return channels
 
 
 def describe(model: keras.Model) -> dict[str, Any]:

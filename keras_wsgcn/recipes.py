@@ -9,7 +9,6 @@ from typing import Any
 import keras
 
 from keras_wsgcn import metrics, schemes, skeletons
-from keras_wsgcn.budget import AFFINITIES
 from keras_wsgcn.errors import (
     InputError,
     check_choice,
@@ -18,7 +17,7 @@ from keras_wsgcn.errors import (
     check_number,
     shown,
 )
-from keras_wsgcn.models import DEFAULT_KERNEL_GAIN, MAX_GAIN, MIN_GAIN, build_model
+from keras_wsgcn.models import DEFAULT_KERNEL_GAIN, build_model, checked_channels
 from keras_wsgcn.schemes import Scheme
 from keras_wsgcn.skeletons import Skeleton
 
@@ -86,23 +85,16 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self):
-        schemes.get(self.scheme)
-        skeletons.get(self.skeleton)
+        checked_channels(self.scheme, **self._model_arguments())
         for name in ("batch_size", "epochs"):
             check_integer(name, getattr(self, name), least=1)
-        for name in ("blocks", "seed"):
-            check_integer(name, getattr(self, name), least=0)
-        for name in ("channels", "decay_steps", "decay_epochs", "patience"):
+        check_integer("seed", self.seed, least=0)
+        for name in ("decay_steps", "decay_epochs", "patience"):
             if getattr(self, name) is not None:
                 check_integer(name, getattr(self, name), least=1)
-        for name in ("budget", "clip_norm"):
-            if getattr(self, name) is not None:
-                check_number(name, getattr(self, name), above=0, below=math.inf)
-        check_flag("non_local", self.non_local)
+        if self.clip_norm is not None:
+            check_number("clip_norm", self.clip_norm, above=0, below=math.inf)
         check_flag("jit_compile", self.jit_compile)
-        check_choice("affinity", self.affinity, AFFINITIES)
-        check_number("dropout", self.dropout, least=0, below=1)
-        check_number("kernel_gain", self.kernel_gain, least=MIN_GAIN, below=MAX_GAIN)
         check_number("decay_rate", self.decay_rate, above=0, below=math.inf)
         check_number("learning_rate", self.learning_rate, above=0, below=math.inf)
         check_number("weight_decay", self.weight_decay, least=0, below=math.inf)
@@ -117,10 +109,12 @@ class TrainConfig:
     def build_model(self) -> keras.Model:
         """The untrained model, its weights drawn from `seed`."""
         keras.utils.set_random_seed(self.seed)
-        names = ("budget", "channels", "blocks", "dropout", "non_local", "affinity")
-        arguments = {name: getattr(self, name) for name in (*names, "kernel_gain", "skeleton")}
         with _dtype_policy(self.precision if "mixed" in self.precision else "float32"):
-            return build_model(self.scheme, **arguments)
+            return build_model(self.scheme, **self._model_arguments())
+
+    def _model_arguments(self) -> dict[str, Any]:
+        names = ("budget", "channels", "blocks", "dropout", "non_local", "affinity")
+        return {name: getattr(self, name) for name in (*names, "kernel_gain", "skeleton")}
 
     def learning_rates(self, steps_per_epoch: int) -> Any:
         """The learning rate as Keras takes it: a number or a schedule over steps."""

@@ -32,6 +32,14 @@ def rng():
 
 
 @pytest.fixture(scope="session")
+def generated():
+    """Splits of the generated motions, some thousand poses."""
+    from keras_wsgcn import load_splits
+
+    return load_splits("generated", stride=120)
+
+
+@pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of real motion data; tests that want it are skipped where there is none."""
     folder = os.environ.get("KERAS_WSGCN_DATA")

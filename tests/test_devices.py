@@ -10,7 +10,6 @@ import pytest
 from testing import run_python
 
 from keras_wsgcn import InputError, TrainConfig
-from keras_wsgcn.data.sources import load_splits
 from keras_wsgcn.devices import data_parallel, float32_products, replicas
 from keras_wsgcn.training import train
 
@@ -71,11 +70,10 @@ def test_two_devices_train_as_one_does(tmp_path):
         (64, 64, "`devices` must be 1 under torch|`devices` must be at most"),
     ],
 )
-def test_refuses_before_any_work(devices, batch, message, tmp_path):
-    data = load_splits("generated", stride=120)
+def test_refuses_before_any_work(devices, batch, message, generated, tmp_path):
     config = TrainConfig(channels=4, batch_size=batch)
     with pytest.raises(InputError, match=message):
-        train(config, data, tmp_path / "run", devices=devices)
+        train(config, generated, tmp_path / "run", devices=devices)
     assert not (tmp_path / "run").exists()
 
 
@@ -136,16 +134,14 @@ EXACT = TrainConfig(channels=6, blocks=1, epochs=2, batch_size=64, dropout=0.1)
 
 
 @pytest.fixture(scope="module")
-def exact(tmp_path_factory):
-    data = load_splits("generated", stride=120)
-    return train(EXACT, data, tmp_path_factory.mktemp("exact") / "run", verbose=False).history
+def exact(generated, tmp_path_factory):
+    return train(EXACT, generated, tmp_path_factory.mktemp("exact") / "run", verbose=False).history
 
 
 @pytest.mark.parametrize("precision", ["tf32", "mixed_bfloat16", "mixed_float16"])
-def test_every_precision_trains_and_resumes(precision, exact, tmp_path):
-    data = load_splits("generated", stride=120)
+def test_every_precision_trains_and_resumes(precision, exact, generated, tmp_path):
     config = dataclasses.replace(EXACT, precision=precision)
-    whole = train(config, data, tmp_path / "whole", verbose=False)
+    whole = train(config, generated, tmp_path / "whole", verbose=False)
     np.testing.assert_allclose(whole.history["loss"], exact["loss"], rtol=0.05)
     assert keras.config.dtype_policy().name == "float32"
 
@@ -157,6 +153,6 @@ def test_every_precision_trains_and_resumes(precision, exact, tmp_path):
             raise Killed
 
     with pytest.raises(Killed):
-        train(config, data, tmp_path / "killed", callbacks=[Kill()], verbose=False)
-    again = train(config, data, tmp_path / "killed", verbose=False)
+        train(config, generated, tmp_path / "killed", callbacks=[Kill()], verbose=False)
+    again = train(config, generated, tmp_path / "killed", verbose=False)
     assert again.history["loss"].tolist() == whole.history["loss"].tolist()

@@ -3,7 +3,6 @@ import pandas as pd
 import pytest
 
 from keras_wsgcn import InputError, build_model, metrics
-from keras_wsgcn.data.sources import load_splits
 from keras_wsgcn.evaluation import ERRORS, evaluate, headline, table_by, worst_median_best
 from keras_wsgcn.training import predict
 
@@ -17,8 +16,8 @@ ERROR_ROWS = pd.DataFrame(
 )
 
 
-def test_every_pose_gets_its_errors():
-    poses = load_splits("generated", stride=120).test
+def test_every_pose_gets_its_errors(generated):
+    poses = generated.test
     model = build_model("pre_agg", channels=4, blocks=1)
     errors = evaluate(model, poses)
     predicted = predict(model, poses.pose2d)
@@ -54,8 +53,8 @@ def test_worst_median_best():
     assert worst_median_best(ERROR_ROWS).tolist() == [2, 3, 0]
 
 
-def test_refuses_other_joints_and_other_groups():
-    poses = load_splits("generated", stride=120).test
+def test_refuses_other_joints_and_other_groups(generated):
+    poses = generated.test
     with pytest.raises(InputError, match=r"`poses` must fit.*17.*Received: "):
         evaluate(build_model("pre_agg", channels=4, blocks=0, skeleton="h36m_17"), poses)
     with pytest.raises(InputError, match="`by` must be one of"):
