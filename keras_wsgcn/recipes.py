@@ -85,7 +85,7 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self):
-        checked_channels(self.scheme, **self._model_arguments())
+        self.solved_channels()
         for name in ("batch_size", "epochs"):
             check_integer(name, getattr(self, name), least=1)
         check_integer("seed", self.seed, least=0)
@@ -111,6 +111,10 @@ class TrainConfig:
         keras.utils.set_random_seed(self.seed)
         with _dtype_policy(self.precision if "mixed" in self.precision else "float32"):
             return build_model(self.scheme, **self._model_arguments())
+
+    def solved_channels(self) -> int:
+        """The channels of that model's hidden layers."""
+        return checked_channels(self.scheme, **self._model_arguments())
 
     def _model_arguments(self) -> dict[str, Any]:
         names = ("budget", "channels", "blocks", "dropout", "non_local", "affinity")

@@ -6,6 +6,7 @@ batch size; a *measure* is timed for the case prepared last.
 
 import contextlib
 import ctypes
+import functools
 import gc
 import json
 import sys
@@ -315,21 +316,25 @@ def peak() -> float | None:
 
 def main() -> None:
     _, name, steps, with_what = sys.argv
-    worker: Any
+    make: Callable[[], Any]
     if name == "peer":
-        worker, precision = Peer(with_what, int(steps)), "float32"
+        make, precision = functools.partial(Peer, with_what, int(steps)), "float32"
     else:
-        worker, precision = Ours(int(steps), with_what, name == "torch_compiled"), with_what
+        compiled = name == "torch_compiled"
+        make, precision = functools.partial(Ours, int(steps), with_what, compiled), with_what
     with float32_products(precision == "tf32"):
-        answer_all(worker)
+        answer_all(make)
 
 
-def answer_all(worker: Any) -> None:
+def answer_all(make: Callable[[], Any]) -> None:
+    worker: Any = None
     for line in sys.stdin:
         question = json.loads(line)
         measure = question.pop("measure", None)
         try:
             if measure is None:
+                worker = None  # what the case before held shall not lie beside this one's
+                worker = make()
                 answer = worker.prepare(**question)
             elif measure == "train":
                 answer = worker.train(**question)

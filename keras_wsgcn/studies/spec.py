@@ -305,26 +305,23 @@ def with_settings(config: TrainConfig, settings: Mapping[str, Any]) -> TrainConf
     changes = merge_settings({"budget": config.budget, "channels": config.channels}, settings)
     changes = {"budget": None, "channels": None} | changes
     mflop = changes.pop("forward_mflop", None)
-    config = replace(config, **changes)
-    if mflop is None:
-        return config
-    size = {name: getattr(config, name) for name in _SIZE_SETTINGS}
-    return replace(config, channels=solve_channels(config.scheme, flops=1e6 * mflop, **size))
+    if mflop is not None:
+        size = {name: changes.get(name, getattr(config, name)) for name in _SIZE_SETTINGS}
+        changes["channels"] = solve_channels(flops=1e6 * mflop, **size)
+    return replace(config, **changes)
 
 
-_SIZE_SETTINGS = ("blocks", "non_local", "affinity", "skeleton")
+_SIZE_SETTINGS = ("scheme", "blocks", "non_local", "affinity", "skeleton")
 
 
 def solve(config: TrainConfig) -> dict[str, Any]:
     """The size of a configuration: `channels`, `params`, and `forward_mflop` a pose."""
     size = {name: getattr(config, name) for name in _SIZE_SETTINGS}
-    channels = 128 if config.channels is None else config.channels
-    if config.budget is not None:
-        channels = solve_channels(config.scheme, config.budget, **size)
+    size["channels"] = config.solved_channels()
     return {
-        "channels": channels,
-        "params": count_params(config.scheme, channels, **size),
-        "forward_mflop": round(count_flops(config.scheme, channels, **size) / 1e6, 4),
+        "channels": size["channels"],
+        "params": count_params(**size),
+        "forward_mflop": round(count_flops(**size) / 1e6, 4),
     }
 
 
