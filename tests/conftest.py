@@ -31,6 +31,16 @@ def rng():
     return np.random.default_rng(0)
 
 
+@pytest.fixture
+def drawn(monkeypatch):
+    """The figures that would be written."""
+    from keras_wsgcn.studies import figures
+
+    found = []
+    monkeypatch.setattr(figures, "write", lambda figure, path: found.append(figure))
+    return found
+
+
 @pytest.fixture(scope="session")
 def generated():
     """Splits of the generated motions, some thousand poses."""

@@ -1,4 +1,4 @@
-"""What tests need of Keras's insides, and of each backend; nothing else imports `keras.src`."""
+"""What tests need of Keras's insides, backends and pictures; nothing else imports `keras.src`."""
 
 import os
 import subprocess
@@ -71,3 +71,15 @@ def run_python(code: str, *arguments: str, backend: str, limit: float = 300) -> 
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
+
+
+def read_picture(path):
+    """The pixels; fails if the file is no PNG, shows nothing or is cut off at an edge."""
+    from matplotlib import image
+
+    assert path.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+    pixels = image.imread(path)
+    assert len(np.unique(pixels[..., 0])) > 10
+    margins = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
+    assert (margins == 1).all(), "something is cut off at the edge"
+    return pixels
