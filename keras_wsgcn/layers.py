@@ -11,7 +11,7 @@ from keras import ops
 from keras_wsgcn import ops as graph_ops
 from keras_wsgcn import schemes, skeletons
 from keras_wsgcn.budget import AFFINITIES
-from keras_wsgcn.errors import InputError, check_choice, check_integer, shown
+from keras_wsgcn.errors import InputError, check_choice, check_integer
 
 
 @keras.saving.register_keras_serializable(package="keras_wsgcn")
@@ -35,8 +35,8 @@ class GraphConv(keras.layers.Layer):
         activation: Activation function to use. If you don't specify anything, no activation is
             applied.
         use_bias: Boolean, whether one bias per channel is added.
-        joints_axis: 1 for inputs `(batch, joints, channels)`, 0 for `(joints, batch, channels)`,
-            which is faster: a model turns once at its input and once at its output.
+        layout: `"bjc"` for inputs `(batch, joints, channels)`, or, which is faster, `"jbc"` or
+            `"jcb"`: a model turns once at its input and once at its output.
         kernel_initializer: Initializer for the kernels. Variance-scaling initializers take the
             fans of a single kernel, so that every scheme starts at the same scale.
         bias_initializer: Initializer for the bias.
@@ -51,10 +51,10 @@ class GraphConv(keras.layers.Layer):
             joints.
 
     Input shape:
-        `(batch, joints, channels)`, or `(joints, batch, channels)` if `joints_axis=0`.
+        `(batch, joints, channels)`, in the order of `layout`.
 
     Output shape:
-        `(batch, joints, units)`, or `(joints, batch, units)` if `joints_axis=0`.
+        `(batch, joints, units)`, in the order of `layout`.
 
     Weights:
         `kernel` `(parts, *lead, channels, units)`; `bias` `(units,)`; with a learned affinity
@@ -79,7 +79,7 @@ class GraphConv(keras.layers.Layer):
         affinity="fixed",
         activation=None,
         use_bias=True,
-        joints_axis=1,
+        layout="bjc",
         kernel_initializer="glorot_uniform",
         bias_initializer="zeros",
         kernel_regularizer=None,
@@ -95,7 +95,7 @@ class GraphConv(keras.layers.Layer):
         self.affinity = check_choice("affinity", affinity, AFFINITIES)
         self.activation = keras.activations.get(activation)
         self.use_bias = use_bias
-        self.joints_axis = _check_joints_axis(joints_axis)
+        self.layout = check_choice("layout", layout, graph_ops.LAYOUTS)
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         self.bias_initializer = keras.initializers.get(bias_initializer)
         self.kernel_regularizer = keras.regularizers.get(kernel_regularizer)
@@ -144,17 +144,21 @@ class GraphConv(keras.layers.Layer):
             mixing = [ops.cast(matrix, self.compute_dtype) for matrix in mixing]
         else:
             mixing = [ops.convert_to_tensor(m, self.compute_dtype) for m in self._mixing]
-        x = inputs if self.joints_axis == 0 else ops.transpose(inputs, (1, 0, 2))
-        x = graph_ops.graph_conv(x, ops.convert_to_tensor(self.kernel), mixing, self.contraction)
+        inner = "jcb" if self.layout == "jcb" else "jbc"
+        x = graph_ops.turn(inputs, self.layout, inner)
+        kernel = ops.convert_to_tensor(self.kernel)
+        x = graph_ops.graph_conv(x, kernel, mixing, self.contraction, inner)
         if self.bias is not None:
-            x = ops.add(x, self.bias)
+            x = x + graph_ops.along_channels(ops.convert_to_tensor(self.bias), inner)
         if self.activation is not None:
             x = self.activation(x)
-        return x if self.joints_axis == 0 else ops.transpose(x, (1, 0, 2))
+        return graph_ops.turn(x, inner, self.layout)
 
     def compute_output_shape(self, input_shape):
         _check_input(self, input_shape)
-        return (*input_shape[:-1], self.units)
+        shape = list(input_shape)
+        shape[self.layout.index("c")] = self.units
+        return tuple(shape)
 
     def get_config(self):
         config = super().get_config()
@@ -166,7 +170,7 @@ class GraphConv(keras.layers.Layer):
                 "affinity": self.affinity,
                 "activation": keras.activations.serialize(self.activation),
                 "use_bias": self.use_bias,
-                "joints_axis": self.joints_axis,
+                "layout": self.layout,
                 "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
                 "bias_initializer": keras.initializers.serialize(self.bias_initializer),
                 "kernel_regularizer": keras.regularizers.serialize(self.kernel_regularizer),
@@ -180,19 +184,20 @@ class GraphConv(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable(package="keras_wsgcn")
 class BatchNormalization(keras.layers.BatchNormalization):
-    """Keras's batch normalisation; under torch and JAX, in training by fewer passes."""
+    """Keras's batch normalisation; of three axes, under torch and JAX, by fewer passes."""
 
     def call(self, inputs, training=None, mask=None):
-        last = self.axis in (-1, len(inputs.shape) - 1)
-        plain = last and self.center and self.scale and not self.renorm and mask is None
+        layout = {1: "jcb", 2: "jbc", -1: "jbc"}.get(self.axis)
+        plain = len(inputs.shape) == 3 and self.center and self.scale and not self.renorm
         fewer = keras.backend.backend() in ("jax", "torch") and not self.synchronized
-        if not (fewer and training and self.trainable and plain):
+        if not (fewer and training and self.trainable and plain and layout and mask is None):
             return super().call(inputs, training=training, mask=mask)
         outputs, mean, variance = graph_ops.batch_norm(
             inputs,
             ops.convert_to_tensor(self.gamma),
             ops.convert_to_tensor(self.beta),
             self.epsilon,
+            layout,
         )
         for moving, new in ((self.moving_mean, mean), (self.moving_variance, variance)):
             moving.assign(moving * self.momentum + new * (1.0 - self.momentum))
@@ -213,7 +218,7 @@ class GraphNonLocal(keras.layers.Layer):
 
     Args:
         skeleton: Name of a skeleton, or a `Skeleton`.
-        joints_axis: 1 for inputs `(batch, joints, channels)`, 0 for `(joints, batch, channels)`.
+        layout: `"bjc"` for inputs `(batch, joints, channels)`, or `"jbc"`, or `"jcb"`.
         momentum: Momentum of the batch normalisation.
         epsilon: Added to the variance by the batch normalisation.
         kernel_initializer: Initializer for the kernels.
@@ -223,7 +228,7 @@ class GraphNonLocal(keras.layers.Layer):
         InputError: If the input does not have the skeleton's joints, or has a single channel.
 
     Input shape:
-        `(batch, joints, channels)`, or `(joints, batch, channels)` if `joints_axis=0`.
+        `(batch, joints, channels)`, in the order of `layout`.
 
     Output shape:
         That of the input.
@@ -243,7 +248,7 @@ class GraphNonLocal(keras.layers.Layer):
     def __init__(
         self,
         skeleton="h36m_16",
-        joints_axis=1,
+        layout="bjc",
         momentum=0.9,
         epsilon=1e-5,
         kernel_initializer="glorot_uniform",
@@ -251,7 +256,7 @@ class GraphNonLocal(keras.layers.Layer):
     ):
         super().__init__(**kwargs)
         self.skeleton = skeletons.get(skeleton)
-        self.joints_axis = _check_joints_axis(joints_axis)
+        self.layout = check_choice("layout", layout, graph_ops.LAYOUTS)
         self.momentum = momentum
         self.epsilon = epsilon
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
@@ -280,13 +285,13 @@ class GraphNonLocal(keras.layers.Layer):
             initializer=keras.initializers.GlorotUniform(input_axes=(0, 1), output_axes=()),
         )
         for linear in (self.theta, self.phi, self.g):
-            linear.build(input_shape)
-        self.output_map.build((*input_shape[:-1], inner))
-        self.normalization.build(input_shape)
+            linear.build((None, channels))
+        self.output_map.build((None, inner))
+        self.normalization.build((None, None, channels))
         self.built = True
 
     def call(self, inputs, training=None):
-        x = inputs if self.joints_axis == 0 else ops.transpose(inputs, (1, 0, 2))
+        x = graph_ops.turn(inputs, self.layout, "jbc")
         by_target, by_source = ops.unstack(ops.convert_to_tensor(self.pair_kernel), 2, axis=0)
         # theta is only ever summed with its half of the vector: one column does for its kernel.
         column = ops.matmul(self.theta.kernel, by_target[:, None])
@@ -301,7 +306,7 @@ class GraphNonLocal(keras.layers.Layer):
         weights = ops.relu(theta[:, None] + phi[None, :]) / positions
         y = self.output_map(ops.einsum("ijb,jbc->ibc", weights, g))
         x = x + self.normalization(y, training=training)
-        return x if self.joints_axis == 0 else ops.transpose(x, (1, 0, 2))
+        return graph_ops.turn(x, "jbc", self.layout)
 
     def compute_output_shape(self, input_shape):
         _check_input(self, input_shape)
@@ -312,7 +317,7 @@ class GraphNonLocal(keras.layers.Layer):
         config.update(
             {
                 "skeleton": skeletons.serialize(self.skeleton),
-                "joints_axis": self.joints_axis,
+                "layout": self.layout,
                 "momentum": self.momentum,
                 "epsilon": self.epsilon,
                 "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
@@ -346,47 +351,52 @@ class GraphNonLocal(keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable(package="keras_wsgcn")
-class SwapBatchAndJoints(keras.layers.Layer):
-    """Turns `(batch, joints, channels)` into `(joints, batch, channels)`, and back.
+class Turn(keras.layers.Layer):
+    """Turns tensors from one order of their axes into another.
 
-    Inside a model the joints lead, because each joint's matrix product is then contiguous.
+    Args:
+        source: `"bjc"` for inputs `(batch, joints, channels)`, or `"jbc"`, or `"jcb"`.
+        target: The order of the output.
+        **kwargs: Base layer keyword arguments, such as `name` and `dtype`.
 
     Input shape:
-        `(a, b, channels)`.
+        `(batch, joints, channels)`, in the order of `source`.
 
     Output shape:
-        `(b, a, channels)`.
+        The same axes in the order of `target`.
     """
 
-    def __init__(self, **kwargs):
+    def __init__(self, source, target, **kwargs):
         super().__init__(**kwargs)
+        self.source = check_choice("source", source, graph_ops.LAYOUTS)
+        self.target = check_choice("target", target, graph_ops.LAYOUTS)
         self.input_spec = keras.layers.InputSpec(ndim=3)
 
     def call(self, inputs):
-        return ops.transpose(inputs, (1, 0, 2))
+        return graph_ops.turn(inputs, self.source, self.target)
 
     def compute_output_shape(self, input_shape):
-        first, second, channels = input_shape
-        return (second, first, channels)
+        return tuple(input_shape[axis] for axis in graph_ops.turned(self.source, self.target))
 
-
-def _check_joints_axis(joints_axis: int) -> int:
-    if type(joints_axis) is int and joints_axis in (0, 1):
-        return joints_axis
-    raise InputError(f"`joints_axis` must be 0 or 1. Received: joints_axis={shown(joints_axis)}")
+    def get_config(self):
+        return {**super().get_config(), "source": self.source, "target": self.target}
 
 
 def _check_input(layer, input_shape) -> int:
     """The channels of an input with the right joints; also sets the layer's `input_spec`."""
-    shape, axis, joints = tuple(input_shape), layer.joints_axis, layer.skeleton.num_joints
-    if len(shape) != 3 or shape[axis] != joints or not shape[-1]:
-        wanted = "(batch, joints, channels)" if axis == 1 else "(joints, batch, channels)"
+    shape, joints = tuple(input_shape), layer.skeleton.num_joints
+    at_joints, at_channels = map(layer.layout.index, "jc")
+    if len(shape) != 3 or shape[at_joints] != joints or not shape[at_channels]:
+        wanted = graph_ops.LAYOUTS[layer.layout]
         raise InputError(
             f"`inputs` must have the shape {wanted} with the {joints} joints of skeleton "
             f"{layer.skeleton.name!r}. Received: inputs.shape={shape}"
         )
-    layer.input_spec = keras.layers.InputSpec(ndim=3, axes={axis: joints, -1: shape[-1]})
-    return shape[-1]
+    channels = shape[at_channels]
+    layer.input_spec = keras.layers.InputSpec(
+        ndim=3, axes={at_joints: joints, at_channels: channels}
+    )
+    return channels
 
 
 def _per_kernel(initializer):

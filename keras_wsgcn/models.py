@@ -16,7 +16,7 @@ from keras_wsgcn.errors import (
     check_number,
     shown,
 )
-from keras_wsgcn.layers import BatchNormalization, GraphConv, GraphNonLocal, SwapBatchAndJoints
+from keras_wsgcn.layers import BatchNormalization, GraphConv, GraphNonLocal, Turn
 from keras_wsgcn.schemes import Scheme
 from keras_wsgcn.skeletons import Skeleton
 
@@ -102,13 +102,16 @@ def build_model(
     # The result is in metres: half precision would round it to half a millimetre.
     full_precision = keras.config.dtype_policy().variable_dtype
 
+    # See `ops.py`; the linear maps of a non-local block are one kernel for all joints.
+    layout = "jbc" if scheme.per == "graph" or non_local else "jcb"
+
     def conv(x, units, name, dtype=None):
         return GraphConv(
             units,
             scheme,
             skeleton=skeleton,
             affinity=affinity,
-            joints_axis=0,
+            layout=layout,
             kernel_initializer=keras.initializers.VarianceScaling(
                 scale=kernel_gain**2,  # the bound grows with the root of the scale
                 mode="fan_avg",
@@ -120,22 +123,24 @@ def build_model(
 
     def layer(x, name):
         x = conv(x, channels, name)
-        x = BatchNormalization(momentum=0.9, epsilon=1e-5, name=f"{name}_norm")(x)
+        x = BatchNormalization(
+            axis=layout.index("c"), momentum=0.9, epsilon=1e-5, name=f"{name}_norm"
+        )(x)
         x = keras.layers.ReLU(name=f"{name}_relu")(x)
         return keras.layers.Dropout(dropout, name=f"{name}_dropout")(x) if dropout else x
 
     def non_local_block(x, name):
-        return GraphNonLocal(skeleton, joints_axis=0, name=name)(x) if non_local else x
+        return GraphNonLocal(skeleton, layout=layout, name=name)(x) if non_local else x
 
     inputs = keras.Input((skeleton.num_joints, 2), name="pose2d")
-    x = SwapBatchAndJoints(name="joints_first")(inputs)
+    x = Turn("bjc", layout, name="joints_first")(inputs)
     x = non_local_block(layer(x, "input"), "input_non_local")
     for block in range(1, blocks + 1):
         residual = layer(layer(x, f"block{block}_layer1"), f"block{block}_layer2")
         x = keras.layers.Add(name=f"block{block}_add")([x, residual])
         x = non_local_block(x, f"block{block}_non_local")
     x = conv(x, 3, "output", dtype=full_precision)
-    outputs = SwapBatchAndJoints(name="pose3d", dtype=full_precision)(x)
+    outputs = Turn(layout, "bjc", name="pose3d", dtype=full_precision)(x)
     own = re.sub(
         r"[^A-Za-z0-9_.-]", "_", f"{scheme.name}_{channels}"
     )  # a scheme may be called anything

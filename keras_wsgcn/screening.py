@@ -38,7 +38,7 @@ _ACTIVATIONS = (
     "linear", "relu", "relu6", "leaky_relu", "elu", "selu", "gelu", "silu", "swish", "tanh",
     "sigmoid", "hard_sigmoid", "softplus", "softsign", "softmax", "exponential", "mish",
 )  # fmt: skip
-_OURS = ("GraphConv", "BatchNormalization", "GraphNonLocal", "SwapBatchAndJoints")
+_OURS = ("GraphConv", "BatchNormalization", "GraphNonLocal", "Turn")
 
 Record = tuple[str | None, str, str | None]
 
@@ -261,12 +261,6 @@ def _check_layer(layer: Any) -> str:
     name = _check_name(config.get("name"))
     if layer.get("name", name) != name:
         raise Refused(f"layer {name!r} is also called {layer.get('name')!r}")
-    kind = layer["class_name"]
-    if kind == "Concatenate" or kind.endswith("Normalization"):
-        # Of channels the parameters are counted below; of joints or poses nobody would.
-        axis = config.get("axis", -1)
-        if axis not in (-1, 2, [-1], [2]) or isinstance(axis, float):
-            raise Refused(f"layer {name!r} must work on the channels, its last axis")
     rest = {key: value for key, value in layer.items() if key not in ("class_name", "module")}
     try:
         _check_values({**rest, "registered_name": None}, _PARTS)
@@ -327,7 +321,7 @@ def _check_string(key: str, value: str) -> None:
 
 def _count_params(layers: list[dict[str, Any]], functional: bool) -> int:
     """The parameters of a model, from its configuration: channels change in few layers only."""
-    channels: dict[str, int] = {}
+    outputs: dict[str, tuple[int, str]] = {}
     total, waiting, before = 0, list(layers), None
     while waiting:
         left = []
@@ -337,8 +331,8 @@ def _count_params(layers: list[dict[str, Any]], functional: bool) -> int:
             else:
                 sources = [] if before is None else [before]
             before = layer["config"]["name"]
-            if all(source in channels for source in sources):
-                params, channels[before] = _size(layer, [channels[s] for s in sources])
+            if all(source in outputs for source in sources):
+                params, outputs[before] = _size(layer, [outputs[s] for s in sources])
                 total += params
             else:
                 left.append(layer)
@@ -364,8 +358,8 @@ def _sources(nodes: Any) -> Iterator[str]:
             yield from _sources(value)
 
 
-def _size(layer: Mapping[str, Any], inputs: list[int]) -> tuple[int, int]:
-    """(parameters, output channels) of a layer with these input channels."""
+def _size(layer: Mapping[str, Any], inputs: list[tuple[int, str]]) -> tuple[int, tuple[int, str]]:
+    """Parameters of a layer, and channels and layout of its output, from those of its inputs."""
     kind, config = layer["class_name"], layer["config"]
     try:
         if kind == "InputLayer":
@@ -375,24 +369,45 @@ def _size(layer: Mapping[str, Any], inputs: list[int]) -> tuple[int, int]:
             for size in shape[:-1]:
                 if size is not None and check_integer("batch_shape", size, least=1) > MAX_BATCH:
                     raise InputError(f"`batch_shape` must be at most {MAX_BATCH}. Received: {size}")
-            return 0, check_integer("channels", shape[-1], least=1)
+            return 0, (check_integer("channels", shape[-1], least=1), "bjc")
         if not inputs:
             raise Refused(f"layer {config['name']!r} has no input")
+        channels, layout = inputs[0]
+        _check_layout(kind, config, {layout for _, layout in inputs})
+        if kind == "Turn":
+            return 0, (channels, config["target"])
         if kind in ("GraphConv", "GraphNonLocal"):
             skeleton = _checked_skeleton(config.get("skeleton"))
             if kind == "GraphNonLocal":
-                return 2 * inputs[0] ** 2 + 10 * inputs[0], inputs[0]
+                return 2 * channels**2 + 10 * channels, inputs[0]
             lead = schemes.get(config["scheme"]).kernel_lead(skeleton)
             units = check_integer("units", config["units"], least=1)
-            return prod(lead) * inputs[0] * units + units, units
+            return prod(lead) * channels * units + units, (units, layout)
         if kind == "Dense":
             units = check_integer("units", config["units"], least=1)
-            return (inputs[0] + 1) * units, units
+            return (channels + 1) * units, (units, layout)
         if kind == "Concatenate":
-            return 0, sum(inputs)
-        return 4 * inputs[0] * kind.endswith("Normalization"), inputs[0]
-    except (InputError, KeyError, IndexError, TypeError, AttributeError) as error:
+            return 0, (sum(channels for channels, _ in inputs), layout)
+        return 4 * channels * kind.endswith("Normalization"), inputs[0]
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
         raise Refused(f"layer {config['name']!r} cannot be built ({error})") from None
+
+
+def _check_layout(kind: str, config: Mapping[str, Any], layouts: set[str]) -> None:
+    """Refuses layers on other axes than the channels: of those nobody would count parameters."""
+    name, (expected,) = config["name"], layouts  # inputs of two layouts fit no layer
+    if kind in ("Turn", "GraphConv", "GraphNonLocal"):
+        layout = config["source"] if kind == "Turn" else config.get("layout", "bjc")
+        if layout != expected:
+            raise Refused(f"layer {name!r} must take the layout {expected!r}")
+        if kind == "Turn" and sorted(config["target"]) != sorted("bjc"):
+            raise Refused(f"layer {name!r} must give a layout")
+    elif kind in ("Dense", "Concatenate") or kind.endswith("Normalization"):
+        channels = expected.index("c")
+        axis = config.get("axis", -1)
+        (axis,) = axis if isinstance(axis, list) and len(axis) == 1 else (axis,)
+        if type(axis) is not int or axis not in (channels, channels - 3):
+            raise Refused(f"layer {name!r} must work on the channels, axis {channels}")
 
 
 def _checked_skeleton(value: Any) -> skeletons.Skeleton:

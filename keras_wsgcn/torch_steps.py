@@ -227,7 +227,11 @@ def _adam_update(model: keras.Model) -> Callable[..., None]:
             torch._foreach_mul_(weights, 1.0 - rate * optimizer.weight_decay)
         divisor = None
         if optimizer.global_clipnorm:
-            norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+            if weights[0].is_cuda:
+                norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+            else:  # a processor computes norms one by one, and products in half the time
+                flat = [gradient.flatten() for gradient in gradients]
+                norm = torch.stack([torch.dot(one, one) for one in flat]).sum().sqrt()
             divisor = torch.clamp(norm / optimizer.global_clipnorm, min=1.0)
         correction = torch.sqrt(1 - optimizer.beta_2**count) / (1 - optimizer.beta_1**count)
         torch._fused_adam_(

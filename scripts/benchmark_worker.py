@@ -208,7 +208,7 @@ class Products:
     """The matrix products of a training step, alone: forward, for the inputs, for the kernels.
 
     They wait for each other as those of a step do: a layer's take what the layer before gives,
-    where that has their shape.
+    where that has their shape. As in a model the batch is last where each joint has a kernel.
     """
 
     def __init__(self, shapes: list[list[tuple[int, int, int, int]]], dtype: str):
@@ -220,32 +220,41 @@ class Products:
             array = (rng.normal(size=shape) / shape[-2] ** 0.5).astype("float32")
             return keras.ops.convert_to_tensor(array, dtype)
 
+        self.batch_last = shapes[0][0][0] > 1
         self.arrays = tuple(
             [[draw(*ends(*part)) for part in layer] for layer in shapes]
             for ends in (
-                lambda n, rows, i, o: (n, rows, i),
+                lambda n, rows, i, o: (n, i, rows) if self.batch_last else (n, rows, i),
                 lambda n, rows, i, o: (n, i, o),
-                lambda n, rows, i, o: (n, rows, o),
+                lambda n, rows, i, o: (n, o, rows) if self.batch_last else (n, rows, o),
             )
         )
 
-    @staticmethod
-    def compute(multiply, turned, inputs, kernels, upstream):
+    def compute(self, multiply, turned, inputs, kernels, upstream):
         """The gradients of the kernels; `multiply` is a batched product, `turned` a transpose."""
 
         def passed_on(given, wanted):
             same = [tuple(a.shape) for a in given] == [tuple(a.shape) for a in wanted]
             return given if same else wanted
 
+        def output(x, w):
+            return multiply(turned(w), x) if self.batch_last else multiply(x, w)
+
+        def by_kernel(x, g):
+            return multiply(x, turned(g)) if self.batch_last else multiply(turned(x), g)
+
+        def by_input(w, g):
+            return multiply(w, g) if self.batch_last else multiply(g, turned(w))
+
         xs, given, gradients = [], inputs[0], []
         for number in range(len(kernels)):
             xs.append(passed_on(given, inputs[number]))
-            given = [multiply(x, w) for x, w in zip(xs[-1], kernels[number], strict=True)]
+            given = [output(x, w) for x, w in zip(xs[-1], kernels[number], strict=True)]
         last, given = given, upstream[-1]
         for number in reversed(range(len(kernels))):
             gs = passed_on(given, upstream[number])
-            gradients += [multiply(turned(x), g) for x, g in zip(xs[number], gs, strict=True)]
-            given = [multiply(g, turned(w)) for g, w in zip(gs, kernels[number], strict=True)]
+            gradients += [by_kernel(x, g) for x, g in zip(xs[number], gs, strict=True)]
+            given = [by_input(w, g) for w, g in zip(kernels[number], gs, strict=True)]
         return gradients, given, last
 
 

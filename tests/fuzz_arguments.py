@@ -202,7 +202,7 @@ KERAS: dict[str, tuple[Callable[..., Any], dict[str, Any], Callable[[Any], None]
         GraphConv,
         {
             "units": 4, "scheme": "pre_agg", "skeleton": _ARM, "affinity": "fixed",
-            "joints_axis": 1,
+            "layout": "bjc",
         },
         check_layer,
     ),

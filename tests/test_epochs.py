@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+from testing import value_and_gradients
 
 from keras_wsgcn import build_model
 from keras_wsgcn.epochs import Epochs
@@ -152,11 +153,12 @@ def test_says_at_which_step_the_loss_was_lost(poses):
     assert not np.isfinite(logs["loss"])
 
 
+@pytest.mark.parametrize("axis", [-1, 1])
 @pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16", "mixed_float16"])
-def test_normalisation_is_that_of_keras(dtype, rng):
+def test_normalisation_is_that_of_keras(dtype, axis, rng):
     x = rng.normal(3.0, 2.0, (16, 9, 5)).astype("float32")
     ours, theirs = (
-        layer(momentum=0.9, epsilon=1e-5, dtype=dtype)
+        layer(axis=axis, momentum=0.9, epsilon=1e-5, dtype=dtype)
         for layer in (BatchNormalization, keras.layers.BatchNormalization)
     )
     tolerance = 1e-5 if dtype == "float32" else 3e-2
@@ -170,6 +172,22 @@ def test_normalisation_is_that_of_keras(dtype, rng):
         np.testing.assert_allclose(
             keras.ops.convert_to_numpy(a), keras.ops.convert_to_numpy(b), rtol=tolerance
         )
+
+
+@pytest.mark.parametrize("axis", [-1, 1])
+def test_the_gradient_of_normalisation_is_that_of_keras(axis, rng):
+    x, upstream = (rng.normal(3.0, 2.0, (16, 9, 5)).astype("float32") for _ in range(2))
+    results = []
+    for layer in (BatchNormalization, keras.layers.BatchNormalization):
+        layer = layer(axis=axis)
+        layer.build(x.shape)
+        results.append(value_and_gradients(layer, x, upstream, training=True))
+    (y, by_x, by_weight), (expected, expected_by_x, expected_by_weight) = results
+    np.testing.assert_allclose(y, expected, atol=1e-5)
+    np.testing.assert_allclose(by_x, expected_by_x, atol=2e-5)
+    assert by_weight.keys() == {"gamma", "beta"}
+    for name, gradient in by_weight.items():
+        np.testing.assert_allclose(gradient, expected_by_weight[name], rtol=1e-4)
 
 
 def test_a_frozen_normalisation_stays(rng):

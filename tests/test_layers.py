@@ -6,10 +6,12 @@ from keras import ops
 from testing import run_layer_test, value_and_gradients
 
 from keras_wsgcn import SCHEMES, GraphConv, GraphNonLocal, InputError, Scheme, Skeleton
-from keras_wsgcn.layers import SwapBatchAndJoints
+from keras_wsgcn.layers import Turn
 from keras_wsgcn.skeletons import h36m_16
 
 AFFINITIES = ("fixed", "learned")
+# From (batch, joints, channels) to each layout, and back.
+AXES = {"bjc": [(0, 1, 2)] * 2, "jbc": [(1, 0, 2)] * 2, "jcb": [(1, 2, 0), (2, 0, 1)]}
 OWN = Scheme("depth_post_agg", split="depth", per="target")
 
 
@@ -48,18 +50,19 @@ def oracle_affinity(affinity, near, weights):
 
 
 @pytest.mark.parametrize(
-    ("skeleton", "joints_axis"),
-    [(SKELETONS[0], 0), (SKELETONS[1], 1), (SKELETONS[2], 0)],
+    ("skeleton", "layout"),
+    [(SKELETONS[0], "jcb"), (SKELETONS[1], "bjc"), (SKELETONS[2], "jbc")],
     ids=["h36m_16", "random1", "random2"],
 )
 @pytest.mark.parametrize("affinity", AFFINITIES)
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_equals_the_oracle_forward_and_backward(scheme, affinity, skeleton, joints_axis, rng):
+def test_equals_the_oracle_forward_and_backward(scheme, affinity, skeleton, layout, rng):
     joints, centre = skeleton.num_joints, skeleton.centre
     x = rng.normal(size=(3, joints, 4))
     upstream = rng.normal(size=(3, joints, 5))
-    layer = GraphConv(5, scheme, skeleton, affinity=affinity, joints_axis=joints_axis, dtype=DTYPE)
-    turned = x if joints_axis else x.swapaxes(0, 1)
+    layer = GraphConv(5, scheme, skeleton, affinity=affinity, layout=layout, dtype=DTYPE)
+    there, back = AXES[layout]
+    turned = x.transpose(there)
     layer.build(turned.shape)
     weights = set_random_weights(layer, rng)
     near = oracle_graph(skeleton)
@@ -68,10 +71,9 @@ def test_equals_the_oracle_forward_and_backward(scheme, affinity, skeleton, join
     by_x, gradients = reference.graph_conv_gradients(
         scheme, x, weights["kernel"], near, centre, a, upstream, affinity == "learned"
     )
-    up = upstream if joints_axis else upstream.swapaxes(0, 1)
+    up = upstream.transpose(there)
     y, got_by_x, got = value_and_gradients(layer, turned.astype(DTYPE), up.astype(DTYPE))
-    if not joints_axis:
-        y, got_by_x = y.swapaxes(0, 1), got_by_x.swapaxes(0, 1)
+    y, got_by_x = y.transpose(back), got_by_x.transpose(back)
     tolerance = tolerances()
     np.testing.assert_allclose(y, expected, **tolerance)
     np.testing.assert_allclose(got_by_x, by_x, **tolerance)
@@ -172,7 +174,9 @@ def test_keras_layer_test_of_graph_conv(scheme):
     )
 
 
-@pytest.mark.parametrize("settings", [{"joints_axis": 0}, {"affinity": "learned"}], ids=str)
+@pytest.mark.parametrize(
+    "settings", [{"layout": "jbc"}, {"layout": "jcb"}, {"affinity": "learned"}], ids=str
+)
 def test_keras_layer_test_of_graph_conv_options(settings):
     run_layer_test(
         GraphConv,
@@ -180,8 +184,8 @@ def test_keras_layer_test_of_graph_conv_options(settings):
             "units": 3, "scheme": "conv_style", "activation": "relu", "use_bias": False,
             "kernel_regularizer": "l2", "skeleton": SKELETONS[1].get_config(), **settings,
         },
-        input_shape=(7, 7, 4),
-        expected_output_shape=(7, 7, 3),
+        input_shape=(7, 4, 7) if settings.get("layout") == "jcb" else (7, 7, 4),
+        expected_output_shape=(7, 3, 7) if settings.get("layout") == "jcb" else (7, 7, 3),
         expected_num_trainable_weights=1 + ("affinity" in settings),
         expected_num_non_trainable_weights=0,
         expected_num_losses=1,
@@ -189,13 +193,13 @@ def test_keras_layer_test_of_graph_conv_options(settings):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("joints_axis", [0, 1])
-def test_keras_layer_test_of_graph_non_local(joints_axis):
+@pytest.mark.parametrize("layout", AXES)
+def test_keras_layer_test_of_graph_non_local(layout):
     run_layer_test(
         GraphNonLocal,
-        init_kwargs={"joints_axis": joints_axis},
-        input_shape=(16, 16, 6),
-        expected_output_shape=(16, 16, 6),
+        init_kwargs={"layout": layout},
+        input_shape=(16, 6, 16) if layout == "jcb" else (16, 16, 6),
+        expected_output_shape=(16, 6, 16) if layout == "jcb" else (16, 16, 6),
         expected_num_trainable_weights=11,
         expected_num_non_trainable_weights=2,
         supports_masking=False,
@@ -204,10 +208,10 @@ def test_keras_layer_test_of_graph_non_local(joints_axis):
 
 def test_keras_layer_test_of_the_turn():
     run_layer_test(
-        SwapBatchAndJoints,
-        init_kwargs={},
+        Turn,
+        init_kwargs={"source": "bjc", "target": "jcb"},
         input_shape=(2, 16, 3),
-        expected_output_shape=(16, 2, 3),
+        expected_output_shape=(16, 3, 2),
         expected_num_trainable_weights=0,
         expected_num_non_trainable_weights=0,
         supports_masking=False,
@@ -215,13 +219,16 @@ def test_keras_layer_test_of_the_turn():
     )
 
 
-@pytest.mark.parametrize("skeleton", ["h36m_16", "h36m_17", SKELETONS[1]], ids=str)
+@pytest.mark.parametrize(
+    ("skeleton", "layout"), [("h36m_16", "jcb"), ("h36m_17", "jbc"), (SKELETONS[1], "bjc")], ids=str
+)
 @pytest.mark.parametrize("channels", [6, 7])
-def test_non_local_equals_the_oracle(skeleton, channels, rng):
-    layer = GraphNonLocal(skeleton, dtype=DTYPE)
+def test_non_local_equals_the_oracle(skeleton, layout, channels, rng):
+    layer = GraphNonLocal(skeleton, layout=layout, dtype=DTYPE)
+    there, back = AXES[layout]
     joints = layer.skeleton.num_joints
     x = rng.normal(size=(2, joints, channels))
-    layer.build(x.shape)
+    layer.build(x.transpose(there).shape)
     set_random_weights(layer, rng)
     layer.normalization.moving_variance.assign(rng.uniform(0.5, 2, channels))
     maps = {
@@ -234,7 +241,9 @@ def test_non_local_equals_the_oracle(skeleton, channels, rng):
         ops.convert_to_numpy(layer.pair_kernel.value).reshape(-1), maps["output_map"],
         scale, offset, layer.skeleton.pooling_groups, mean, variance, layer.epsilon,
     )  # fmt: skip
-    y = ops.convert_to_numpy(layer(x.astype(DTYPE), training=False))
+    y = ops.convert_to_numpy(layer(x.transpose(there).astype(DTYPE), training=False)).transpose(
+        back
+    )
     np.testing.assert_allclose(y, expected, rtol=1e-3, atol=1e-3 if DTYPE == "float32" else 1e-9)
 
 
@@ -270,8 +279,8 @@ def test_mixed_precision(scheme, affinity, policy, rng):
         ({"scheme": "gcn"}, "scheme"),
         ({"skeleton": "coco"}, "skeleton"),
         ({"affinity": "soft"}, "affinity"),
-        ({"joints_axis": 2}, "joints_axis"),
-        ({"joints_axis": True}, "joints_axis"),
+        ({"layout": "cbj"}, "layout"),
+        ({"layout": 0}, "layout"),
     ],
 )
 def test_refuses_bad_arguments(arguments, argument):

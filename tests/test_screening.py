@@ -212,7 +212,12 @@ ATTACKS = {
     "wide batch": (set_in("pose2d", batch_shape=[10**9, 16, 2]), "at most 65536"),
     "more axes": (set_in("pose2d", batch_shape=[None, 9, 9, 16, 2]), "must be .batch, joints"),
     # Without `build_config` a normalisation takes its size from its input: 7 GiB of weights.
-    "normalised joints": (set_in("input_norm", axis=1), "its last axis"),
+    "normalised joints": (set_in("input_norm", axis=0), "must work on the channels"),
+    "normalised poses": (set_in("block1_layer1_norm", axis=[2]), "must work on the channels"),
+    "axis is no number": (set_in("input_norm", axis="1"), "must work on the channels"),
+    "other layout": (set_in("joints_first", target="jbc"), "must take the layout 'jbc'"),
+    "layout is none": (set_in("joints_first", target="jjj"), "must give a layout"),
+    "layout of no input": (set_in("joints_first", source="jcb"), "must take the layout 'bjc'"),
     "joints": (
         set_in("input_conv", skeleton={"name": "s", "joint_names": ["a"] * 10**5}),
         "at most 512 joints",

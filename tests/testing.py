@@ -19,8 +19,14 @@ def run_layer_test(layer_class, **arguments) -> None:
     keras_testing.TestCase().run_layer_test(layer_class, **arguments)
 
 
-def value_and_gradients(layer, x: np.ndarray, upstream: np.ndarray):
+def value_and_gradients(layer, x: np.ndarray, upstream: np.ndarray, **options):
     """Output of a built layer, and the gradients of `sum(output * upstream)`.
+
+    Args:
+        layer: a built layer.
+        x: its input.
+        upstream: of the shape of its output.
+        **options: for the call of the layer, such as `training=True`.
 
     Returns:
         The output, the gradient for `x`, and a dict of the gradients by weight name.
@@ -34,7 +40,7 @@ def value_and_gradients(layer, x: np.ndarray, upstream: np.ndarray):
         frozen = [weight.value for weight in layer.non_trainable_variables]
 
         def loss(values, x):
-            y, _ = layer.stateless_call(values, frozen, x)
+            y, _ = layer.stateless_call(values, frozen, x, **options)
             return (y * upstream).sum(), y
 
         (_, y), (by_weight, by_x) = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(
@@ -47,14 +53,14 @@ def value_and_gradients(layer, x: np.ndarray, upstream: np.ndarray):
         weights = [weight.value for weight in layer.trainable_weights]
         with tf.GradientTape() as tape:
             tape.watch(x)
-            y = layer(x)
+            y = layer(x, **options)
             loss = tf.reduce_sum(y * upstream)
         by_x, *by_weight = tape.gradient(loss, [x, *weights])
     else:
         import torch
 
         x = torch.tensor(x, requires_grad=True)
-        y = layer(x)
+        y = layer(x, **options)
         weights = [weight.value for weight in layer.trainable_weights]
         loss = (y * torch.tensor(upstream)).sum()
         by_x, *by_weight = torch.autograd.grad(loss, [x, *weights])

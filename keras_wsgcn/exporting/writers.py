@@ -27,9 +27,9 @@ _NEXT_TO_NOTHING = 1e-30  # metres: vanishes in any sum
 # and what every SavedModel holds to save and restore variables, even if it has none.
 _STOCK = """
     AddN AddV2 BatchMatMulV2 BiasAdd BroadcastTo Cast ConcatV2 Const Einsum Elu Erf Exp ExpandDims
-    FloorMod GatherV2 Greater Identity LeakyRelu Less LogicalAnd MatMul Max Maximum Mean Minimum
-    Mul Neg NoOp Pack Placeholder Pow Prod RealDiv Relu Relu6 Reshape Rsqrt Select SelectV2 Selu
-    Shape Sigmoid Softmax Softplus Softsign Split SplitV Sqrt Square SquaredDifference Squeeze
+    FloorMod GatherV2 Greater Identity IdentityN LeakyRelu Less LogicalAnd MatMul Max Maximum Mean
+    Minimum Mul Neg NoOp Pack Placeholder Pow Prod RealDiv Relu Relu6 Reshape Rsqrt Select SelectV2
+    Selu Shape Sigmoid Softmax Softplus Softsign Split SplitV Sqrt Square SquaredDifference Squeeze
     StridedSlice Sub Sum Tanh Tile Transpose Unpack ZerosLike
     MergeV2Checkpoints PartitionedCall RestoreV2 SaveV2 ShardedFilename StatefulPartitionedCall
     StaticRegexFullMatch StringJoin
