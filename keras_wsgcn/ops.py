@@ -154,6 +154,10 @@ def batch_norm(x, scale, offset, epsilon: float, layout: str):
     along = functools.partial(along_channels, layout=layout)
     mean_of = functools.partial(_mean, layout=layout)
 
+    def moments(x):
+        mean = mean_of(x)
+        return mean, mean_of(ops.square(x - along(mean)))
+
     @ops.custom_gradient
     def normalise(x, scale, offset):
         mean, variance = moments(x)
@@ -168,10 +172,6 @@ def batch_norm(x, scale, offset, epsilon: float, layout: str):
             return dx, mean_dy_y * count, mean_dy * count
 
         return (x - mean) * factor + along(offset), gradient
-
-    def moments(x):
-        mean = mean_of(x)
-        return mean, mean_of(ops.square(x - along(mean)))
 
     return normalise(x, scale, offset), *moments(ops.stop_gradient(x))
 

@@ -54,12 +54,11 @@ def pose2d(rng):
 # --- the inference model --------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("non_local", [True, False])
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_folding_leaves_the_function_as_it_is(scheme, rng, pose2d):
-    model = randomise(
-        build_model(scheme, channels=8, blocks=1, dropout=0.2, non_local=True, affinity="learned"),
-        rng,
-    )
+def test_folding_leaves_the_function_as_it_is(scheme, non_local, rng, pose2d):
+    size = {"channels": 8, "blocks": 1, "dropout": 0.2, "affinity": "learned"}
+    model = randomise(build_model(scheme, non_local=non_local, **size), rng)
     lean = inference_model(model)
     expected = model.predict(pose2d, verbose=0)
     assert expected.std() > 0.1
@@ -67,6 +66,7 @@ def test_folding_leaves_the_function_as_it_is(scheme, rng, pose2d):
     kinds = {type(layer).__name__ for layer in lean.layers}
     assert "BatchNormalization" not in kinds
     assert "Dropout" not in kinds
+    assert lean.get_layer("input_conv").layout == "jbc"
 
 
 def test_folding_leaves_the_model_as_it_was(model, pose2d):

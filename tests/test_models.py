@@ -45,16 +45,30 @@ def test_layers_explain_themselves():
     assert "block4_layer2_conv" in "\n".join(lines)
 
 
-def test_the_model_is_the_sum_of_its_layers(rng):
+@pytest.mark.parametrize(
+    ("scheme", "non_local", "layout"),
+    [
+        ("conv_style", False, "jbc"), ("full_sharing", True, "jbc"), ("post_agg", True, "jbc"),
+        ("pre_agg", False, "jcb"), ("post_agg", False, "jcb"), ("no_sharing", False, "jcb"),
+    ],
+)  # fmt: skip
+def test_the_batch_is_last_where_each_joint_has_a_kernel(scheme, non_local, layout):
+    model = build_model(scheme, channels=4, blocks=1, non_local=non_local)
+    layers = [layer for layer in model.layers if isinstance(layer, GraphConv | GraphNonLocal)]
+    assert {layer.layout for layer in layers} == {layout}
+
+
+@pytest.mark.parametrize("scheme", ["conv_style", "post_agg_decoupled"])
+def test_the_model_is_the_sum_of_its_layers(scheme, rng):
     """The functional model against the same layers called by hand, batch leading."""
-    model = build_model("conv_style", channels=5, blocks=2, kernel_gain=1.0)
+    model = build_model(scheme, channels=5, blocks=2, kernel_gain=1.0)
     for weight in model.weights:
         if "moving_variance" not in weight.path:
             weight.assign(rng.normal(size=weight.shape) * 0.3)
 
     def conv(x, name):
         layer = model.get_layer(f"{name}_conv")
-        twin = GraphConv(layer.units, "conv_style")
+        twin = GraphConv(layer.units, scheme)
         twin.build(x.shape)
         twin.set_weights(layer.get_weights())
         return ops.convert_to_numpy(twin(x))

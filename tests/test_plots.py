@@ -6,8 +6,8 @@ import pytest
 
 pytest.importorskip("matplotlib", reason="the extra `plots` is not installed")
 
-from matplotlib import image
 from mpl_toolkits.mplot3d import proj3d
+from testing import read_picture
 
 from keras_wsgcn import plots, skeletons
 from keras_wsgcn.errors import InputError
@@ -47,16 +47,6 @@ def some_history(epochs=40):
             "seconds": 2.0,
         }
     )
-
-
-def read_picture(path):
-    """The pixels, `(height, width, 4)`; fails if the file is no PNG or shows nothing."""
-    assert path.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
-    pixels = image.imread(path)
-    assert len(np.unique(pixels[..., 0])) > 10
-    margins = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
-    assert (margins == 1).all(), "something is cut off at the edge"
-    return pixels
 
 
 def shows(pixels, colour):

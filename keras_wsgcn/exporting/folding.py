@@ -42,7 +42,9 @@ def inference_model(model: keras.Model) -> keras.Model:
         graph.metadata = getattr(model, "metadata", {})
         model = graph
     folded = _foldable(model)
-    turnable = all(type(layer) in _OF_BUILD_MODEL for layer in model.layers)
+    turnable = all(type(layer) in _OF_BUILD_MODEL for layer in model.layers) and any(
+        isinstance(layer, GraphConv) and layer.layout == "jcb" for layer in model.layers
+    )
 
     def clone(layer: keras.layers.Layer) -> keras.layers.Layer:
         config = {**layer.get_config(), "dtype": "float32"}
