@@ -109,6 +109,11 @@ def cases(options: argparse.Namespace) -> list[dict]:
         from keras_wsgcn.torch_steps import check_jit_compile
 
         check_jit_compile(options.precision)
+    if options.peer and not (options.peer / "models" / "any_gcn.py").is_file():
+        raise InputError(
+            "`peer` must be the folder of a checkout of Any-GCN, with models/any_gcn.py. "
+            f"Received: peer={str(options.peer)!r}"
+        )
     found = []
     for batch in options.batch_sizes:
         check_integer("batch_sizes", batch, least=1)

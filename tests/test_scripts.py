@@ -189,6 +189,14 @@ def test_the_benchmark_refuses_nothing_to_time(option, capsys):
 
 
 @pytest.mark.plain
+def test_the_benchmark_refuses_a_folder_without_the_peer(tmp_path, capsys):
+    assert cli.run(benchmark.main, ["--peer", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert "error: `peer` must be the folder of a checkout of Any-GCN" in error
+    assert f"Received: peer='{tmp_path}'" in error
+
+
+@pytest.mark.plain
 def test_the_peer_s_names_follow_from_the_table():
     names = {name: benchmark_worker.peer_name(scheme) for name, scheme in SCHEMES.items()}
     assert names["full_sharing"] == "vanilla"
