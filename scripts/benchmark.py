@@ -1,8 +1,9 @@
 """Times training steps and forward passes of every scheme, on every installed backend.
 
 Beside them stand the limit, which is the same matrix products alone, and with --peer the training
-step of Any-GCN, from a checkout of it. Each backend is a process of its own; all are alive at once
-and take turns, so that a machine that slows down slows down for all. Prints a table, writes a CSV.
+step of Any-GCN, from a checkout of it. Each backend is a process of its own, another for each case;
+those of a case are alive at once and take turns, so that a machine that slows down slows down for
+all. Prints a table, writes a CSV.
 
 `step` is one step inside `train()`, `fit` the same by Keras's own loop, `train` all that a user of
 `train()` waits for, with validation and saving, by step (--train-steps).
@@ -90,6 +91,9 @@ class Worker:
             f"`--backends` must be able to run. Received: a worker that ended with {question}"
         )
 
+    def close(self) -> None:
+        self.process.communicate()
+
     def time(self) -> dict[str, float]:
         # Threads of the worker before may spin for a while on the cores that this one needs.
         time.sleep(0.3)
@@ -131,10 +135,14 @@ def measure(options: argparse.Namespace) -> pd.DataFrame:
     names = options.backends or [name for name in BACKENDS if importlib.util.find_spec(name)]
     also = {"torch_compiled": options.jit_compile, "peer": options.peer}
     names = [*names, *(name for name, asked in also.items() if asked)]
-    workers = {name: Worker(name, options) for name in names}
     rows = []
     for case in wanted:
-        about = {name: worker.ask(**case) for name, worker in workers.items()}
+        # New ones: what a process keeps of another case would count as memory of this one. And one
+        # after another, so that none compiles while others are still importing.
+        workers, about = {}, {}
+        for name in names:
+            workers[name] = Worker(name, options)
+            about[name] = workers[name].ask(**case)
         able = {name: w for name, w in workers.items() if "error" not in about[name]}
         rounds = [{n: w.time() for n, w in able.items()} for _ in range(options.rounds)]
         size = sizes(case["scheme"], case["channels"])
@@ -145,6 +153,7 @@ def measure(options: argparse.Namespace) -> pd.DataFrame:
                 medians |= workers[name].ask(measure="train", steps=options.train_steps)
             precision = "float32" if name == "peer" else options.precision
             rows.append({**case, "runs": name, "precision": precision, **size, **medians, **facts})
+            workers[name].close()
         say(rows[-len(about) :])
     return pd.DataFrame(rows).round(3)
 

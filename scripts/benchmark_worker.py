@@ -1,13 +1,10 @@
 """What each process of benchmark.py times: the library on one backend, or the peer.
 
-Reads questions and prints answers, a JSON object a line. A *case* is a scheme, its channels and a
-batch size; a *measure* is timed for the case prepared last.
+Reads questions and prints answers, a JSON object a line. The first is the *case*: a scheme, its
+channels and a batch size; those that follow name a *measure* to be timed.
 """
 
 import contextlib
-import ctypes
-import functools
-import gc
 import json
 import sys
 import tempfile
@@ -42,13 +39,10 @@ class Ours:
         self.steps, self.precision, self.jit_compile = steps, precision, jit_compile
 
     def prepare(self, scheme: str, channels: int, batch: int) -> dict[str, Any]:
-        import keras
-
         from keras_wsgcn.environment import environment
         from keras_wsgcn.epochs import Epochs
         from keras_wsgcn.recipes import TrainConfig, compile_model
 
-        keras.backend.clear_session()
         forget_peak()
         self.batch = batch
         self.config = TrainConfig(
@@ -299,13 +293,8 @@ PRODUCTS = {"jax": jax_products, "tensorflow": tensorflow_products, "torch": tor
 
 def forget_peak() -> None:
     """Lets the process's peak of memory begin anew, where the system can (Linux)."""
-    gc.collect()
-    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
-        libc.malloc_trim(0)  # what `keep_freed_memory` kept of the case before
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-    if "torch" in sys.modules and sys.modules["torch"].cuda.is_available():
-        sys.modules["torch"].cuda.reset_peak_memory_stats()
 
 
 def peak() -> float | None:
@@ -314,7 +303,7 @@ def peak() -> float | None:
         return sys.modules["torch"].cuda.max_memory_allocated() / 2**20
     if "jax" in sys.modules:
         stats = sys.modules["jax"].devices()[0].memory_stats()
-        if stats:  # of the whole process: XLA's cannot be reset
+        if stats:
             return stats["peak_bytes_in_use"] / 2**20
     try:
         status = Path("/proc/self/status").read_text(encoding="ascii")
@@ -325,25 +314,21 @@ def peak() -> float | None:
 
 def main() -> None:
     _, name, steps, with_what = sys.argv
-    make: Callable[[], Any]
+    worker: Ours | Peer
     if name == "peer":
-        make, precision = functools.partial(Peer, with_what, int(steps)), "float32"
+        worker, precision = Peer(with_what, int(steps)), "float32"
     else:
-        compiled = name == "torch_compiled"
-        make, precision = functools.partial(Ours, int(steps), with_what, compiled), with_what
+        worker, precision = Ours(int(steps), with_what, name == "torch_compiled"), with_what
     with float32_products(precision == "tf32"):
-        answer_all(make)
+        answer_all(worker)
 
 
-def answer_all(make: Callable[[], Any]) -> None:
-    worker: Any = None
+def answer_all(worker: Any) -> None:
     for line in sys.stdin:
         question = json.loads(line)
         measure = question.pop("measure", None)
         try:
             if measure is None:
-                worker = None  # what the case before held shall not lie beside this one's
-                worker = make()
                 answer = worker.prepare(**question)
             elif measure == "train":
                 answer = worker.train(**question)
