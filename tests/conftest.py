@@ -16,7 +16,7 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 
 def pytest_collection_modifyitems(config, items):
-    """Leaves out tests that compute nothing with Keras, but under one backend."""
+    """Leaves out, but under one backend, tests that are the same under all."""
     import keras
 
     if keras.backend.backend() == "torch":  # the quickest to start

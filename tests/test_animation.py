@@ -23,6 +23,8 @@ from keras_wsgcn.data.poses import select_joints
 from keras_wsgcn.errors import InputError
 from keras_wsgcn.inference import PoseSequence
 
+pytestmark = pytest.mark.plain
+
 FRAMES = 12
 UNSEEN = 6  # the frame in which nobody is seen
 WRITERS = [

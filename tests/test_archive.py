@@ -13,6 +13,8 @@ from keras_wsgcn.data.archive import Motion, MotionArchive, load_archive, save_a
 from keras_wsgcn.errors import InputError
 from keras_wsgcn.skeletons import Skeleton, h36m_16, h36m_17
 
+pytestmark = pytest.mark.plain
+
 
 @pytest.fixture
 def shared_data() -> Path:

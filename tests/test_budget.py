@@ -15,6 +15,8 @@ from keras_wsgcn import (
 )  # fmt: skip
 from keras_wsgcn.budget import AFFINITIES
 
+pytestmark = pytest.mark.plain
+
 # method.md: the parameter table, to the last digit.
 TABLE = [
     ("full_sharing", 180, "fixed", 264_963),

@@ -4,6 +4,8 @@ import pytest
 from keras_wsgcn import InputError
 from keras_wsgcn.data.cameras import Camera, denormalize_screen, normalize_screen
 
+pytestmark = pytest.mark.plain
+
 LENS = {"radial": (-0.21, 0.24, -0.002), "tangential": (-0.0009, -0.0016)}
 
 

@@ -138,8 +138,23 @@ def exact(generated, tmp_path_factory):
     return train(EXACT, generated, tmp_path_factory.mktemp("exact") / "run", verbose=False).history
 
 
-@pytest.mark.parametrize("precision", ["tf32", "mixed_bfloat16", "mixed_float16"])
-def test_every_precision_trains_and_resumes(precision, exact, generated, tmp_path):
+def test_products_are_in_tf32_while_a_model_trains(exact, generated, tmp_path):
+    found = []
+
+    class Look(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            found.append(products_allow_tf32())
+
+    before = products_allow_tf32()
+    config = dataclasses.replace(EXACT, precision="tf32")
+    history = train(config, generated, tmp_path / "run", callbacks=[Look()], verbose=False).history
+    assert found == [True, True]
+    assert products_allow_tf32() == before
+    np.testing.assert_allclose(history["loss"], exact["loss"], rtol=0.05)
+
+
+@pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
+def test_half_precision_trains_and_resumes(precision, exact, generated, tmp_path):
     config = dataclasses.replace(EXACT, precision=precision)
     whole = train(config, generated, tmp_path / "whole", verbose=False)
     np.testing.assert_allclose(whole.history["loss"], exact["loss"], rtol=0.05)

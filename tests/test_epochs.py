@@ -59,7 +59,10 @@ def assert_as_fit(first, second, poses, rng, **options):
         np.testing.assert_allclose(a, b, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+# Under torch Adam is one kernel that Keras does not know; the others compile Keras's own step.
+@pytest.mark.parametrize(
+    "name", OPTIMIZERS if keras.backend.backend() == "torch" else ["clipped", "sgd"]
+)
 def test_every_optimizer_does_what_it_does_in_fit(name, poses, rng):
     assert_as_fit(compiled(OPTIMIZERS[name]()), compiled(OPTIMIZERS[name]()), poses, rng)
 

@@ -54,8 +54,14 @@ def pose2d(rng):
 # --- the inference model --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("non_local", [True, False])
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize(
+    ("scheme", "non_local"),
+    [
+        *((scheme, False) for scheme in SCHEMES),
+        ("full_sharing", True),
+        ("post_agg_decoupled", True),
+    ],
+)
 def test_folding_leaves_the_function_as_it_is(scheme, non_local, rng, pose2d):
     size = {"channels": 8, "blocks": 1, "dropout": 0.2, "affinity": "learned"}
     model = randomise(build_model(scheme, non_local=non_local, **size), rng)

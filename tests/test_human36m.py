@@ -25,6 +25,8 @@ from keras_wsgcn.data.sources import load_splits
 from keras_wsgcn.evaluation import ERRORS, paper_tables
 from keras_wsgcn.skeletons import h36m_16, h36m_17
 
+pytestmark = pytest.mark.plain
+
 
 @pytest.fixture(scope="module")
 def gt(tmp_path_factory):

@@ -25,6 +25,8 @@ from human36m_files import npy, object_array, old_npy, positions_3d, write_zip
 from keras_wsgcn import InputError
 from keras_wsgcn.data import human36m, human36m_formats, human36m_pickles
 
+pytestmark = pytest.mark.plain
+
 
 @pytest.fixture
 def canary(tmp_path, monkeypatch):

@@ -9,6 +9,8 @@ import pytest
 from keras_wsgcn import InputError
 from keras_wsgcn.data.human36m_cameras import camera_names, cameras_of
 
+pytestmark = pytest.mark.plain
+
 SUBJECTS = (1, 5, 6, 7, 8, 9, 11)
 
 

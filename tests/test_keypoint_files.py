@@ -9,6 +9,8 @@ from keras_wsgcn.data.keypoint_files import read_keypoints
 from keras_wsgcn.data.keypoint_tracks import track_people
 from keras_wsgcn.errors import InputError
 
+pytestmark = pytest.mark.plain
+
 KEYPOINTS = [1.0, 2.0, 0.5] * 17
 
 

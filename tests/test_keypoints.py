@@ -22,6 +22,8 @@ from keras_wsgcn.data.motions import generate_motions
 from keras_wsgcn.errors import InputError
 from keras_wsgcn.skeletons import h36m_16, h36m_17
 
+pytestmark = pytest.mark.plain
+
 DETECTORS = ("coco17", "body25", "halpe26", "mediapipe33")
 LIMBS = [n for n in h36m_17.joint_names if n[:2] in ("l_", "r_")]
 

@@ -26,6 +26,8 @@ from keras_wsgcn.data.mocap_folders import cut, read_folder, read_labels, split_
 from keras_wsgcn.errors import InputError
 from keras_wsgcn.skeletons import h36m_17
 
+pytestmark = pytest.mark.plain
+
 
 @pytest.fixture
 def shared_data() -> Path:

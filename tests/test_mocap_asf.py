@@ -12,6 +12,8 @@ from keras_wsgcn.data.mocap import (
 )
 from keras_wsgcn.errors import InputError
 
+pytestmark = pytest.mark.plain
+
 
 def test_rest_pose_lies_where_the_bones_say(tmp_path):
     motion = acclaim(tmp_path, "root 1 2 3 0 0 0\nlfemur 0 0 0\nltibia 0\nlhumerus 0\n")

@@ -11,6 +11,8 @@ from keras_wsgcn.data.mocap import (
 )
 from keras_wsgcn.errors import InputError
 
+pytestmark = pytest.mark.plain
+
 
 def test_bvh_rest_pose(tmp_path):
     motion = bvh(tmp_path, {"Hips": (1, 2, 3, 0, 0, 0)})

@@ -9,6 +9,8 @@ from keras_wsgcn.data.motions import ACTIONS, generate_motions
 from keras_wsgcn.errors import InputError
 from keras_wsgcn.skeletons import h36m_17
 
+pytestmark = pytest.mark.plain
+
 FPS = 30.0
 SMALL = {"subjects": 3, "takes": 2, "seconds": 6.0, "fps": FPS}
 STEPPING = {"Walking", "Running", "Turning", "Jumping", "Kicking"}

@@ -13,6 +13,8 @@ from keras_wsgcn import plots, skeletons
 from keras_wsgcn.errors import InputError
 from keras_wsgcn.plots import plot_poses, plot_training_curves
 
+pytestmark = pytest.mark.plain
+
 # A person who stands in front of the camera, in its frame: x right, y down, z forward, metres.
 STANDING = np.array(
     [

@@ -10,6 +10,8 @@ from keras_wsgcn.data.poses import PoseDataset, Splits, observe, select_joints
 from keras_wsgcn.data.sources import load_splits
 from keras_wsgcn.skeletons import h36m_16, h36m_17
 
+pytestmark = pytest.mark.plain
+
 
 @pytest.fixture(scope="module")
 def archive():

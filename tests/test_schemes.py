@@ -9,6 +9,8 @@ from keras_wsgcn import SCHEMES, InputError, Scheme, Skeleton, schemes
 from keras_wsgcn.schemes import PER, SPLITS, Contraction
 from keras_wsgcn.skeletons import h36m_16
 
+pytestmark = pytest.mark.plain
+
 OWN = Scheme("depth_pre_agg", split="depth", per="source")
 
 

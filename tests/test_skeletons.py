@@ -6,6 +6,8 @@ import pytest
 from keras_wsgcn import InputError, Skeleton, skeletons
 from keras_wsgcn.skeletons import h36m_16, h36m_17
 
+pytestmark = pytest.mark.plain
+
 SQUARE = dict(name="square", joint_names=("a", "b", "c", "d"), parents=(-1, 0, 1, 2))
 
 

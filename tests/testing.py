@@ -43,9 +43,8 @@ def value_and_gradients(layer, x: np.ndarray, upstream: np.ndarray, **options):
             y, _ = layer.stateless_call(values, frozen, x, **options)
             return (y * upstream).sum(), y
 
-        (_, y), (by_weight, by_x) = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(
-            values, x
-        )
+        gradients = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))
+        (_, y), (by_weight, by_x) = gradients(values, x)
     elif backend == "tensorflow":
         import tensorflow as tf
 
