@@ -62,6 +62,15 @@ def add_options(
         )
 
 
+def add_subjects(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that split an own archive: `--validation` and `--test`."""
+    for name in ("validation", "test"):
+        purpose = "validate" if name == "validation" else name
+        parser.add_argument(
+            f"--{name}", type=int, nargs="+", help=f"subjects of an archive to {purpose} on"
+        )
+
+
 def _reading(kind: type, optional: bool) -> dict[str, Any]:
     if kind is bool:
         return {"action": argparse.BooleanOptionalAction}

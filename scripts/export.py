@@ -9,11 +9,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from cli import run
+from cli import add_subjects, run
 from predict import find_model
 
 from keras_wsgcn.data.sources import load_splits
 from keras_wsgcn.exporting import FORMATS, SIGNATURES, Export, export
+from keras_wsgcn.models import describe as describe_model
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -37,6 +38,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--stride", type=int, default=10, help="take every so many frames of it (default: 10)"
     )
+    add_subjects(parser)
     return parser.parse_args(argv)
 
 
@@ -53,7 +55,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     model = find_model(options.model)
     data = None
     if options.data:
-        data = load_splits(options.data, stride=options.stride).test
+        data = load_splits(
+            options.data,
+            validation=options.validation,
+            test=options.test,
+            stride=options.stride,
+            skeleton=describe_model(model)["skeleton"],
+        ).test
     done = export(
         model,
         options.path,

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cli import add_options, leave, run
+from cli import add_options, add_subjects, leave, run
 
 from keras_wsgcn.recipes import TrainConfig
 from keras_wsgcn.studies.spec import StudySpec, load_spec, merge_settings
@@ -63,6 +63,7 @@ def add_study_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--name", help="name of the study (default: that of its file)")
     parser.add_argument("--data", help="another data set than the file's, as train.py takes it")
     parser.add_argument("--stride", type=int, help="take every n-th frame")
+    add_subjects(parser)
     parser.add_argument("--seeds", type=int, nargs="+", help="other seeds than the file's")
     group = parser.add_argument_group("configuration", "settings of every trial")
     add_options(group, TrainConfig, leave_out=("seed", "scheme", "skeleton"))
@@ -76,8 +77,10 @@ def read_study(path: Path, options: argparse.Namespace) -> StudySpec:
     if options.seeds:
         changes["seeds"] = options.seeds
     spec = load_spec(path, **changes)
-    data = {"source": options.data} if options.data else {}
-    data |= {"stride": options.stride} if options.stride else {}
+    given = {"source": options.data} | {
+        name: getattr(options, name) for name in ("stride", "validation", "test")
+    }
+    data = {name: value for name, value in given.items() if value is not None}
     names = {field.name for field in dataclasses.fields(TrainConfig)}
     settings = {name: value for name, value in vars(options).items() if name in names}
     if not data and not settings:

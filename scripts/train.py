@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cli import add_options, leave, run
+from cli import add_options, add_subjects, leave, run
 
 from keras_wsgcn.data.cmu import CAMERAS
 from keras_wsgcn.data.sources import SOURCES, load_splits
@@ -41,10 +41,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         default=None,
         help="every second camera sees the trunk as detectors do (cmu24 only)",
     )
-    parser.add_argument(
-        "--validation", type=int, nargs="+", help="subjects of an archive to validate on"
-    )
-    parser.add_argument("--test", type=int, nargs="+", help="subjects of an archive to test on")
+    add_subjects(parser)
     parser.add_argument(
         "--from-trial",
         nargs=2,

@@ -37,7 +37,7 @@ _SCHEME = {"name": "mine", "split": "depth", "per": "source", "equation": ""}
 _SIZE = {"blocks": 1, "non_local": False, "affinity": "learned", "skeleton": "h36m_16"}
 _SPEC = {
     "name": "s",
-    "data": {"source": "generated", "stride": 3, "validation": [1], "noise_px": 0.5},
+    "data": {"source": "motions.npz", "stride": 3, "validation": [1], "noise_px": 0.5},
     "grid": [{"scheme": ["pre_agg", "no_sharing"], "channels": [4, 8]}],
     "recipe": "quickstart",
     "config": {"blocks": 1, "skeleton": dict(_ARM)},

@@ -1,11 +1,18 @@
 """The scripts that check and time the exports, on a small model."""
 
+import re
+
 import benchmark_exports
 import check_exports
 import cli
+import export
 import keras
 import pandas as pd
 import pytest
+
+from keras_wsgcn import build_model, save_model
+from keras_wsgcn.data.archive import save_archive
+from keras_wsgcn.data.motions import generate_motions
 
 pytestmark = pytest.mark.skipif(
     keras.backend.backend() != "tensorflow", reason="they start processes of their own"
@@ -22,6 +29,17 @@ def test_the_parity_table(tmp_path, capsys):
     assert (frame["parity_m"] < 1e-5).all()
     assert frame["parity_m"].iloc[0] > 0
     assert "post_agg" in capsys.readouterr().out
+
+
+def test_the_error_of_int8_on_motions_and_joints_of_ones_own(tmp_path, capsys):
+    model, motions = tmp_path / "m.keras", tmp_path / "motions.npz"
+    save_model(build_model("post_agg", channels=4, blocks=0, skeleton="h36m_17"), model)
+    save_archive(motions, generate_motions(subjects=3, takes=1, seconds=4, actions=["Walking"]))
+    arguments = [str(model), str(tmp_path / "m.tflite"), "--int8", "--data", str(motions)]
+    assert cli.run(export.main, arguments) == 2
+    assert "`validation` and `test` must name subjects" in capsys.readouterr().err
+    assert cli.run(export.main, [*arguments, "--validation", "2", "--test", "3"]) == 0
+    assert re.search(r"millimetres: .*float32 \d+\.\d\d, int8", capsys.readouterr().out)
 
 
 def test_a_difference_is_a_status(monkeypatch):

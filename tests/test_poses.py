@@ -149,6 +149,21 @@ def test_load_splits_refuses_the_unknown(tmp_path, archive):
         load_splits(tmp_path / "x.npz")
     with pytest.raises(InputError, match="are fixed for"):
         load_splits("generated", test=[1])
+    with pytest.raises(InputError, match="must hold all subjects of the benchmark"):
+        load_cmu24(tmp_path / "x.npz")
+
+
+@pytest.mark.parametrize("option", [{"train_cameras": "varied"}, {"nois_px": 1}, {"cameras": None}])
+def test_load_splits_refuses_options_of_other_data_sets(option, tmp_path, archive):
+    save_archive(tmp_path / "x.npz", archive)
+    for data, subjects in (
+        ("generated", {}),
+        (tmp_path / "x.npz", {"validation": [2], "test": [3]}),
+    ):
+        with pytest.raises(
+            InputError, match=r"must be left out for data .*which takes.*Received: "
+        ):
+            load_splits(data, **subjects, **option)
 
 
 def test_the_generated_default_has_its_people_apart():

@@ -20,6 +20,7 @@ from keras_wsgcn.errors import InputError, check_choice
 DATA_VARIABLE = "KERAS_WSGCN_DATA"
 ARCHIVE_NAME = "cmu17_30fps.npz"
 
+TRAIN_SUBJECTS = (1, 7, 8, 10, 11, 12, 14, 26, 27, 29, 32, 91)
 TEST_SUBJECTS = (2, 5, 6, 9, 16, 35, 49, 127)
 VALIDATION_SUBJECTS = (3, 17, 131, 135)
 # Activities that also occur in training; the other nine of the test subjects never do.
@@ -168,18 +169,23 @@ def load_cmu24(
         Training (twelve subjects), validation (four) and test (eight).
 
     Raises:
-        InputError: if the archive cannot be found or read.
+        InputError: if the archive cannot be found or read, or lacks a subject.
     """
     check_choice("train_cameras", train_cameras, CAMERAS)
-    archive = load_archive(find_archive(path))
-    held_out = {*TEST_SUBJECTS, *VALIDATION_SUBJECTS}
-    everyone = {motion.subject for motion in archive.motions}
+    path = find_archive(path)
+    archive = load_archive(path)
+    people = {motion.subject for motion in archive.motions}
+    if missing := sorted({*TRAIN_SUBJECTS, *VALIDATION_SUBJECTS, *TEST_SUBJECTS} - people):
+        raise InputError(
+            f"`path` must hold all subjects of the benchmark; {missing} are not there. "
+            f"Received: path={str(path)!r}"
+        )
 
     def part(subjects, cameras=four_cameras):
         motions = tuple(motion for motion in archive.motions if motion.subject in subjects)
         return observe(MotionArchive(archive.skeleton, motions), cameras, stride=stride, **options)
 
-    train = part(everyone - held_out, CAMERAS[train_cameras])
+    train = part(TRAIN_SUBJECTS, CAMERAS[train_cameras])
     validation = part(VALIDATION_SUBJECTS)
     if mixed_trunks:
         train, validation = (

@@ -1,7 +1,8 @@
 """Named data sets, and anybody's own archive, as training, validation and test poses."""
 
+import inspect
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from keras_wsgcn.data import human36m
@@ -48,18 +49,22 @@ def load_splits(
         data: `"generated"`, `"cmu24"`, or the path of a motion archive (`.npz`).
         validation: subjects of an archive to validate on. Named sets and Human3.6M have theirs.
         test: subjects of an archive to test on, likewise.
-        **options: further arguments of `observe`: `skeleton`, `stride`, `noise_px`, `seed`.
+        **options: further arguments of `observe`: `skeleton`, `stride`, `noise_px`, `seed`; and
+            of `load_cmu24`, `train_cameras` and `mixed_trunks`. The `seed` of the generated motions
+            is that of the motions.
 
     Returns:
         The splits.
 
     Raises:
-        InputError: if there is no such data set, or the subjects do not fit.
+        InputError: if there is no such data set, it does not take an option, or the subjects do
+            not fit.
     """
     if not isinstance(data, str | os.PathLike):
         raise InputError(
             f"`data` must be one of {list(SOURCES)} or a path. Received: data={shown(data)}"
         )
+    check_options(data, options)
     if data in SOURCES:
         if validation is not None or test is not None:
             raise InputError(
@@ -86,6 +91,31 @@ def load_splits(
         )
     poses = observe(archive, None if archive.views else four_cameras, **options)
     return _split(Path(data).stem, poses, validation, test)
+
+
+def check_options(data: str | os.PathLike, options: Mapping[str, object]) -> None:
+    """Refuses further arguments of `load_splits` that a data set does not take.
+
+    Args:
+        data: as `load_splits` takes it.
+        options: the further arguments, by name.
+
+    Raises:
+        InputError: if it does not take one of them.
+    """
+    loader = SOURCES[str(data)] if data in SOURCES else load_splits
+    known = {
+        name
+        for function in (observe, loader)
+        for name, parameter in inspect.signature(function).parameters.items()
+        if parameter.kind is not parameter.VAR_KEYWORD
+    } - {"archive", "cameras", "data"}
+    for name, value in options.items():
+        if name not in known:
+            raise InputError(
+                f"`{name}` must be left out for data {str(data)!r}, which takes {sorted(known)}. "
+                f"Received: {name}={shown(value)}"
+            )
 
 
 def _split(name: str, poses, validation: Iterable[int], test: Iterable[int]) -> Splits:

@@ -19,6 +19,7 @@ import numpy as np
 
 from keras_wsgcn import schemes
 from keras_wsgcn.budget import count_flops, count_params, solve_channels
+from keras_wsgcn.data.sources import check_options
 from keras_wsgcn.errors import (
     InputError,
     check_choice,
@@ -118,6 +119,8 @@ class StudySpec:
                 check_integers(f"data.{name}", value, least=0)
             else:
                 check_setting(f"data.{name}", value)
+        options = dict(self.data)
+        check_options(options.pop("source"), options)
         check_integers("seeds", self.seeds, least=0)
         check_keys("config", self.config, (*SETTINGS, "skeleton", "forward_mflop"))
         for block in self.grid:
