@@ -14,7 +14,7 @@ from keras_wsgcn.recipes import RECIPES, TrainConfig
 from keras_wsgcn.saving import load_model, save_model
 from keras_wsgcn.schemes import SCHEMES, Scheme
 from keras_wsgcn.skeletons import Skeleton
-from keras_wsgcn.training import train, train_together
+from keras_wsgcn.training import DivergenceError, train, train_together
 
 __version__ = "0.1.0"
 
@@ -23,6 +23,7 @@ __all__ = [
     "PMPJPE",
     "RECIPES",
     "SCHEMES",
+    "DivergenceError",
     "Export",
     "ExportError",
     "GraphConv",

@@ -14,8 +14,8 @@ from keras_wsgcn.errors import InputError, check_integer
 def data_parallel(devices: int, batch_size: int) -> Iterator[None]:
     """Within, models are built for several devices, each of which takes its share of a batch.
 
-    On JAX the numbers are those of one device but for rounding. On TensorFlow too, but for
-    clipping: each device clips the gradient of its share.
+    On JAX the numbers are those of one device but for rounding. On TensorFlow too, but for clipping
+    and dropout: each device clips the gradient of its share, and all draw one mask for theirs.
 
     Args:
         devices: how many; 1 changes nothing.

@@ -117,6 +117,9 @@ def table_by(errors: pd.DataFrame, by: str) -> pd.DataFrame:
 
     Returns:
         One row a group: `poses` and the errors.
+
+    Raises:
+        InputError: if `by` is neither.
     """
     check_choice("by", by, ("action", "subject"))
     groups = errors.groupby(by)

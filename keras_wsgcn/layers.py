@@ -189,6 +189,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
     def call(self, inputs, training=None, mask=None):
         layout = {1: "jcb", 2: "jbc", -1: "jbc"}.get(self.axis)
         plain = len(inputs.shape) == 3 and self.center and self.scale and not self.renorm
+        plain = plain and self.variable_dtype == "float32"
         fewer = keras.backend.backend() in ("jax", "torch") and not self.synchronized
         if not (fewer and training and self.trainable and plain and layout and mask is None):
             return super().call(inputs, training=training, mask=mask)
@@ -326,7 +327,7 @@ class GraphNonLocal(keras.layers.Layer):
         return config
 
     def _linear(self, units: int, name: str) -> keras.layers.Layer:
-        # Each layer draws for itself: an initializer with a seed gives the same values twice.
+        # One for each map, as Keras has it: an initializer that draws twice repeats itself.
         initializer = self.kernel_initializer.__class__.from_config(
             self.kernel_initializer.get_config()
         )

@@ -370,6 +370,8 @@ class _PoseMetric(keras.metrics.Mean):
 class MPJPE(_PoseMetric):
     """Mean per-joint position error in millimetres, of poses in metres; see `mpjpe`.
 
+    Takes `(batch, ..., joints, 3)` metres, both the same shape; others raise `InputError`.
+
     Args:
         name: name of the metric, a column of the history.
         dtype: dtype of the mean; the errors are computed in float32 or wider.
@@ -387,6 +389,8 @@ class MPJPE(_PoseMetric):
 @keras.saving.register_keras_serializable(package="keras_wsgcn")
 class PMPJPE(_PoseMetric):
     """MPJPE in millimetres after the best similarity transform; see `p_mpjpe`.
+
+    Takes `(batch, ..., joints, 3)` metres, both the same shape; others raise `InputError`.
 
     Args:
         name: name of the metric, a column of the history.

@@ -24,8 +24,8 @@ PAPER_CHANNELS = 128
 DEFAULT_KERNEL_GAIN = 0.05
 # The square of a gain is the scale of an initializer, in float32.
 MIN_GAIN, MAX_GAIN = 1e-6, 1e6
-# What `load_model` opens again: layers, and 400 MB of weights, thrice with Adam's.
-MAX_BLOCKS, MAX_PARAMS = 150, 100_000_000
+# What `load_model` opens again: layers, and 340 MB of weights, with Adam's a GB.
+MAX_BLOCKS, MAX_PARAMS = 150, 85_000_000
 
 
 def build_model(
@@ -93,10 +93,12 @@ def build_model(
         skeleton=skeleton,
     )
     if name is not None and not (
-        isinstance(name, str) and re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}", name)
+        isinstance(name, str)
+        and re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}", name)
+        and ".." not in name
     ):
         raise InputError(
-            "`name` must be letters, digits, `_`, `.` and `-`, 100 at most. "
+            "`name` must be letters, digits, `_`, `.` and `-`, 100 at most, without `..`. "
             f"Received: name={shown(name)}"
         )
     # The result is in metres: half precision would round it to half a millimetre.
@@ -141,9 +143,8 @@ def build_model(
         x = non_local_block(x, f"block{block}_non_local")
     x = conv(x, 3, "output", dtype=full_precision)
     outputs = Turn(layout, "bjc", name="pose3d", dtype=full_precision)(x)
-    own = re.sub(
-        r"[^A-Za-z0-9_.-]", "_", f"{scheme.name}_{channels}"
-    )  # a scheme may be called anything
+    # A scheme may be called anything.
+    own = re.sub("[^A-Za-z0-9_]", "_", f"{scheme.name[:80]}_{channels}")
     model = keras.Model(inputs, outputs, name=name or own)
     model.metadata = describe(model) | {"budget": budget}
     return model
@@ -220,7 +221,7 @@ def describe(model: keras.Model) -> dict[str, Any]:
         "scheme": schemes.serialize(convs[0].scheme),
         "skeleton": skeletons.serialize(convs[0].skeleton),
         "channels": convs[0].units,
-        "blocks": (len(convs) - 2) // 2,
+        "blocks": max((len(convs) - 2) // 2, 0),
         "dropout": dropouts[0] if dropouts else 0.0,
         "non_local": any(isinstance(layer, GraphNonLocal) for layer in model.layers),
         "affinity": convs[0].affinity,

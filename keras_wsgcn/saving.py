@@ -38,7 +38,7 @@ def save_model(model: keras.Model, path: str | os.PathLike, **facts: Any) -> Non
 
     Raises:
         InputError: if `path` does not end in `.keras`, or `model` is no lifting model, or has
-            layers that `load_model` does not open.
+            layers, weights or facts that `load_model` does not open.
     """
     path = _checked_path(path)
     metadata = {
@@ -65,7 +65,9 @@ def _finish(path: Path, metadata: str) -> None:
                     config = _portable(json.loads(content))
                     _check_readable(config)
                     content = json.dumps(config).encode()
+                _check_size(member.filename, content)
                 archive.writestr(member, content)
+            _check_size(screening.METADATA_MEMBER, metadata.encode())
             archive.writestr(screening.METADATA_MEMBER, metadata)
         os.replace(rewritten, path)
     finally:
@@ -81,6 +83,14 @@ def _check_readable(config: dict[str, Any]) -> None:
             f"`model` must be one that `load_model` opens: {problem}. "
             f"Received: model={config['config'].get('name')!r}"
         ) from None
+
+
+def _check_size(name: str, content: bytes) -> None:
+    if len(content) > screening.MEMBERS[name]:
+        raise InputError(
+            "`model` must be one that `load_model` opens, with at most "
+            f"{screening.MEMBERS[name]} bytes of {name!r}. Received: {len(content)}"
+        )
 
 
 def _portable(config: Any) -> Any:
@@ -127,7 +137,8 @@ def load_model(path: str | os.PathLike, *, compile: bool = True) -> keras.Model:
             library's.
 
     Returns:
-        The model, ready to predict.
+        The model, from `(batch, joints, 2)` normalised screen coordinates to `(batch, joints, 3)`
+        metres; ready to predict.
 
     Raises:
         InputError: if `path` is no file that `save_model` wrote, or holds anything else.

@@ -26,10 +26,11 @@ WEIGHTS_MEMBER = "model.weights.h5"
 MEMBERS = {
     "metadata.json": 1 << 16,
     "config.json": 8 << 20,
-    METADATA_MEMBER: 1 << 20,
+    METADATA_MEMBER: 8 << 20,  # with the history of some 30,000 epochs
     WEIGHTS_MEMBER: 1 << 30,
 }
 MAX_LAYERS, MAX_BATCH, MAX_DEPTH = 2000, 1 << 16, 40
+_AT_ONCE = getattr(os, "O_NONBLOCK", 0)  # not to wait for a pipe that nobody writes to
 
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}")
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}")
@@ -155,8 +156,7 @@ def refusal(path: Path, problem: object) -> InputError:
 
 def _read_members(path: Path, wanted: Collection[str]) -> dict[str, bytes]:
     try:
-        # Not to wait for a pipe that nobody writes to.
-        with open(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb") as file:
+        with open(path, "rb", opener=lambda p, flags: os.open(p, flags | _AT_ONCE)) as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise Refused("it is no regular file")
             with zipfile.ZipFile(file) as archive:

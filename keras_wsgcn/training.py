@@ -215,16 +215,17 @@ class _Run:
                     f"`data` must have the configuration's skeleton {skeleton.name!r}. "
                     f"Received: {name} poses of {part.skeleton.name!r}"
                 )
+        if not len(data.validation):
+            raise InputError("`data` must have validation poses. Received: none")
         if len(data.train) < config.batch_size:
             raise InputError(
                 f"`batch_size` must not exceed the {len(data.train)} training poses. "
                 f"Received: batch_size={config.batch_size}"
             )
-        self.config, self.data, self.folder = config, data, folder
+        self.config, self.data, self.folder, self.together = config, data, folder, together
         self.steps = len(data.train) // config.batch_size
         self.best_path, self.last_path = folder / "best.keras", folder / "last.keras"
         self.history: list[dict[str, Any]] = []
-        self.together = together
         self.error: DivergenceError | None = None
         self.model = config.build_model()
         self._claim_folder(facts)  # only once all else has been found right
@@ -369,6 +370,8 @@ def _best_epoch(history: Sequence[Mapping[str, Any]]) -> int:
 
 def predict(model: keras.Model, pose2d: np.ndarray) -> np.ndarray:
     """Lifts poses in batches: `(poses, joints, 2)` to `(poses, joints, 3)` metres."""
+    if not len(pose2d):
+        return np.empty((0, *model.output_shape[1:]), np.float32)
     count = replicas()
     whole = np.pad(pose2d, ((0, -len(pose2d) % count), (0, 0), (0, 0)), mode="edge")
     batch = PREDICT_BATCH // count * count  # each device takes its share of every batch

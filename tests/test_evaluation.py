@@ -30,6 +30,11 @@ def test_every_pose_gets_its_errors(generated):
     assert errors["frame"].tolist() == poses.frame.tolist()
 
 
+def test_no_poses_have_no_errors(generated):
+    nobody = generated.test.subset(np.array([], int))
+    assert len(evaluate(build_model("pre_agg", channels=4, blocks=0), nobody)) == 0
+
+
 def test_tables_average_over_groups_not_poses():
     table = table_by(ERROR_ROWS, "action")
     assert table.loc["Walking", "mpjpe_mm"] == 27.5

@@ -23,6 +23,7 @@ from keras_wsgcn import (
     skeletons,
 )
 from keras_wsgcn.exporting import FORMATS, SIGNATURES, exports, inference_model
+from keras_wsgcn.layers import BatchNormalization, Turn
 
 TENSORFLOW = keras.backend.backend() == "tensorflow"
 written_once = pytest.mark.skipif(
@@ -101,6 +102,18 @@ def test_a_normalisation_that_cannot_be_folded_stays(rng, pose2d):
     np.testing.assert_allclose(
         lean.predict(pose2d, verbose=0), model.predict(pose2d, verbose=0), rtol=1e-4, atol=2e-6
     )
+
+
+@pytest.mark.parametrize("axis", [1, -2])
+def test_an_axis_counts_from_either_end(axis, rng, pose2d):
+    inputs = keras.Input((16, 2))
+    x = GraphConv(4, "pre_agg", layout="jcb", activation="relu")(Turn("bjc", "jcb")(inputs))
+    x = GraphConv(3, "pre_agg", layout="jcb")(BatchNormalization(axis=axis)(x))
+    model = randomise(keras.Model(inputs, Turn("jcb", "bjc")(x)), rng)
+    np.testing.assert_allclose(
+        inference_model(model).predict(pose2d, verbose=0),
+        model.predict(pose2d, verbose=0), rtol=1e-4, atol=2e-6,
+    )  # fmt: skip
 
 
 def test_sequential_models_fold_too(rng, pose2d):

@@ -98,6 +98,12 @@ def test_own_scheme_and_skeleton_travel_as_records(tmp_path):
     assert loaded.metadata["skeleton"]["joint_names"] == ["shoulder", "elbow", "wrist"]
 
 
+def test_what_could_not_be_opened_again_is_not_written(model, tmp_path):
+    with pytest.raises(InputError, match=r"at most \d+ bytes of 'keras_wsgcn.json'. Received: "):
+        save_model(model, tmp_path / "m.keras", note="x" * (9 << 20))
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_failed_save_leaves_the_old_file(model, tmp_path, monkeypatch):
     path = tmp_path / "m.keras"
     save_model(model, path)

@@ -299,6 +299,9 @@ def test_refuses_data_that_does_not_fit(data, tmp_path):
         train(dataclasses.replace(SMALL, skeleton="h36m_17"), data, tmp_path / "h")
     with pytest.raises(InputError, match="`batch_size` must not exceed"):
         train(dataclasses.replace(SMALL, batch_size=10**6), data, tmp_path / "h")
+    nobody = data.validation.subset(np.array([], int))
+    with pytest.raises(InputError, match="`data` must have validation poses"):
+        train(SMALL, dataclasses.replace(data, validation=nobody), tmp_path / "h")
     assert not (tmp_path / "h").exists()
 
 

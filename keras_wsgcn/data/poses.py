@@ -134,6 +134,9 @@ class Splits:
         train: poses to train on.
         validation: poses of other subjects: early stopping, model choice and tuning.
         test: poses of yet other subjects, only ever evaluated.
+
+    Raises:
+        InputError: if two of them share a subject.
     """
 
     name: str

@@ -71,7 +71,7 @@ def inference_model(model: keras.Model) -> keras.Model:
 
 def _with_channels_last(config: dict[str, Any]) -> dict[str, Any]:
     layouts = {k: "jbc" for k in ("layout", "source", "target") if config.get(k) == "jcb"}
-    return config | layouts | ({"axis": 2} if config.get("axis") == 1 else {})
+    return config | layouts | ({"axis": 2} if config.get("axis") in (1, -2) else {})
 
 
 def _scale_and_offset(norm: keras.layers.BatchNormalization) -> tuple[np.ndarray, np.ndarray]:

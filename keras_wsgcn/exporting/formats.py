@@ -138,6 +138,7 @@ def open_exported(
 
     Raises:
         InputError: if there is no such file, or an argument is out of range.
+        ImportError: if the runtime is not installed.
     """
     path = Path(path)
     form = FORMATS[format_of(path)]

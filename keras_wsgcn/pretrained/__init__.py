@@ -27,7 +27,8 @@ def load_pretrained(name: str = DEFAULT_MODEL) -> keras.Model:
         name: which model.
 
     Returns:
-        The model, ready to predict. What is known of it is in `model.metadata`.
+        The model, from `(batch, 16, 2)` normalised screen coordinates to `(batch, 16, 3)` metres.
+        What is known of it is in `model.metadata`.
 
     Raises:
         InputError: if there is no such model, or its weights are not those that were shipped.
