@@ -26,7 +26,7 @@ from cli import run
 from keras_wsgcn.budget import count_flops, count_params, solve_channels
 from keras_wsgcn.errors import InputError, check_integer
 from keras_wsgcn.files import write_text
-from keras_wsgcn.recipes import PRECISIONS
+from keras_wsgcn.recipes import PRECISIONS, TrainConfig
 from keras_wsgcn.schemes import SCHEMES
 
 BACKENDS = ("tensorflow", "jax", "torch")
@@ -72,6 +72,7 @@ class Worker:
         environment["KERAS_BACKEND"] = name if name in BACKENDS else "torch"
         # To compile shall take what it takes a user for the first time.
         environment["TORCHINDUCTOR_FORCE_DISABLE_CACHES"] = "1"
+        environment["JAX_ENABLE_COMPILATION_CACHE"] = "false"
         script = Path(__file__).with_name("benchmark_worker.py")
         with_what = options.peer.resolve() if name == "peer" else options.precision
         command = [sys.executable, str(script), name, str(options.steps), str(with_what)]
@@ -125,7 +126,7 @@ def cases(options: argparse.Namespace) -> list[dict]:
             channels = options.channels
             if channels is None:
                 channels = solve_channels(scheme, options.budget)
-            check_integer("channels", channels, least=1)
+            TrainConfig(scheme=scheme, channels=channels, batch_size=batch)
             found.append({"scheme": scheme, "channels": channels, "batch": batch})
     return found
 
@@ -143,11 +144,16 @@ def measure(options: argparse.Namespace) -> pd.DataFrame:
         for name in names:
             workers[name] = Worker(name, options)
             about[name] = workers[name].ask(**case)
-        able = {name: w for name, w in workers.items() if "error" not in about[name]}
-        rounds = [{n: w.time() for n, w in able.items()} for _ in range(options.rounds)]
+        rounds: dict[str, list[dict]] = {name: [] for name in names}
+        for _ in range(options.rounds):
+            for name, worker in workers.items():
+                if "error" not in about[name]:
+                    rounds[name].append(worker.time())
+                    if error := rounds[name][-1].get("error"):  # such as too little memory
+                        about[name]["error"] = error
         size = sizes(case["scheme"], case["channels"])
         for name, facts in about.items():
-            times = [one[name] for one in rounds if name in one]
+            times = [] if "error" in facts else rounds[name]
             medians = {k: statistics.median(t[k] for t in times) for k in (times or [{}])[0]}
             if options.train_steps and times and name != "peer":
                 medians |= workers[name].ask(measure="train", steps=options.train_steps)
@@ -191,10 +197,10 @@ def table(frame: pd.DataFrame) -> pd.DataFrame:
 def main(argv: Sequence[str] | None = None) -> None:
     options = parse(argv)
     frame = measure(options)
-    print(f"\nOne training step, ms; medians of {options.rounds}\n")
-    print(table(frame).to_string())
     if options.output:
         write_text(options.output, frame.to_csv(index=False))
+    print(f"\nOne training step, ms; medians of {options.rounds}\n")
+    print(table(frame).to_string())
 
 
 if __name__ == "__main__":

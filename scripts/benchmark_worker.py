@@ -301,6 +301,10 @@ def peak() -> float | None:
     """MiB: the accelerator's peak where there is one, else the process's since `forget_peak`."""
     if "torch" in sys.modules and sys.modules["torch"].cuda.is_available():
         return sys.modules["torch"].cuda.max_memory_allocated() / 2**20
+    if "tensorflow" in sys.modules:
+        tf = sys.modules["tensorflow"]
+        if tf.config.list_physical_devices("GPU"):
+            return tf.config.experimental.get_memory_info("GPU:0")["peak"] / 2**20
     if "jax" in sys.modules:
         stats = sys.modules["jax"].devices()[0].memory_stats()
         if stats:

@@ -33,9 +33,11 @@ def _add_mocap(commands: argparse._SubParsersAction) -> None:
     command = commands.add_parser(
         "mocap",
         help="motion capture: ASF/AMC and BVH files",
-        description="Reads every AMC and BVH file in a folder as the 17 joints of h36m_17. A "
-        "skeleton 02.asf lies beside the motions 02_01.amc, 02_02.amc, ... of its person. Subject "
-        "and take come from the names of the files, actions from a CSV file.",
+        description="Reads every AMC and BVH file in a folder as the 17 joints of h36m_17: AMC "
+        "with CMU's bones at 120 Hz, BVH as cgspeed made it of CMU's. Other motion comes in from "
+        "Python, see README. A skeleton 02.asf lies beside the motions 02_01.amc, 02_02.amc, ... "
+        "of its person. Subject and take come from the names of the files, actions from a CSV "
+        "file.",
     )
     command.add_argument("folder", metavar="FOLDER", help="where the files are, in it or below")
     command.add_argument(

@@ -210,7 +210,7 @@ def test_the_peer_s_names_follow_from_the_table():
 
 @pytest.mark.plain
 def test_the_limit_has_the_products_of_the_flop_count():
-    """Forward, for the inputs and for the kernels: three times the products alone."""
+    """What a forward pass multiplies is what is counted for it, but for the mixing of joints."""
     for scheme in SCHEMES.values():
         flops = sum(
             2 * n * rows * i * o
