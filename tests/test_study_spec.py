@@ -132,6 +132,8 @@ def test_solve_counts_what_the_model_has():
         ("stride = 60", "strid = 60", r"`data` must have keys among .*'stride'.*\['strid'\]"),
         ("stride = 60", 'stride = "6"', r"`data.stride` must be int. Received: stride='6'"),
         ('source = "generated"', "", "`data` must name a `source`"),
+        ("stride = 60", "mixed_trunks = true", "`mixed_trunks` must be left out for data 'gen"),
+        ("stride = 60", "test = [1]", "`test` must be left out for data 'generated'"),
         ("epochs = 2", "epoch = 2", r"`config` must have keys among .*'epochs'.*\['epoch'\]"),
         ("epochs = 2", "epochs = 0", "`epochs` must be an integer of at least 1"),
         ("epochs = 2", "dropout = 1.5", "`dropout` must be a number of at least 0, below 1"),
@@ -245,10 +247,12 @@ def test_the_papers_tables_have_the_papers_models():
     ):
         cells = [(c.config.scheme, c.config.budget) for c in by_name("table4_coupled").cells]
         assert (scheme, size * 1e6) in cells
-    benchmark = by_name("table5_7").cells[0].config
-    assert (benchmark.scheme, benchmark.channels) == ("pre_agg_decoupled", 128)
-    assert benchmark.non_local
-    assert benchmark.dropout == 0.2
+    for table, joints in (("table5_6", "h36m_17"), ("table7", "h36m_16")):
+        benchmark = by_name(table).cells[0].config
+        assert (benchmark.scheme, benchmark.channels) == ("pre_agg_decoupled", 128)
+        assert benchmark.non_local
+        assert benchmark.dropout == 0.2
+        assert benchmark.skeleton == joints
 
 
 def test_the_trade_off_searches_what_the_card_promises():
