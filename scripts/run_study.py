@@ -52,7 +52,7 @@ def add_study_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--storage",
         help="a SQLite file, or the URL of a database that several machines share, such as "
-        "postgresql://user@host/optuna (default: FOLDER/NAME/study.sqlite3)",
+        "postgresql+psycopg://user@host/optuna (default: FOLDER/NAME/study.sqlite3)",
     )
     parser.add_argument(
         "--folder",
