@@ -188,10 +188,15 @@ class BatchNormalization(keras.layers.BatchNormalization):
 
     def call(self, inputs, training=None, mask=None):
         layout = {1: "jcb", 2: "jbc", -1: "jbc"}.get(self.axis)
-        plain = len(inputs.shape) == 3 and self.center and self.scale and not self.renorm
-        plain = plain and self.variable_dtype == "float32"
-        fewer = keras.backend.backend() in ("jax", "torch") and not self.synchronized
-        if not (fewer and training and self.trainable and plain and layout and mask is None):
+        usual = (
+            keras.backend.backend() in ("jax", "torch")
+            and len(inputs.shape) == 3
+            and self.variable_dtype == "float32"
+            and self.center
+            and self.scale
+            and not (self.renorm or self.synchronized or mask is not None)
+        )
+        if not (usual and layout and training and self.trainable):
             return super().call(inputs, training=training, mask=mask)
         outputs, mean, variance = graph_ops.batch_norm(
             inputs,

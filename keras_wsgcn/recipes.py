@@ -22,6 +22,7 @@ from keras_wsgcn.schemes import Scheme
 from keras_wsgcn.skeletons import Skeleton
 
 SCHEDULES = ("cosine", "step", "constant")
+MAX_EPOCHS = 4000  # a `.keras` file holds the history of so many
 PRECISIONS = ("float32", "tf32", "mixed_bfloat16", "mixed_float16")
 
 
@@ -40,7 +41,7 @@ class TrainConfig:
         kernel_gain: gain of the initial kernels; see `build_model`.
         skeleton: name of a skeleton, or a `Skeleton`.
         batch_size: poses a step. An epoch leaves out its last incomplete batch.
-        epochs: passes over the training poses.
+        epochs: passes over the training poses, at most 4000.
         learning_rate: Adam's, at the start.
         schedule: `"cosine"` to zero over the whole run, `"step"` or `"constant"`.
         decay_rate: what a step of the schedule multiplies the learning rate with.
@@ -88,6 +89,10 @@ class TrainConfig:
         self.solved_channels()
         for name in ("batch_size", "epochs"):
             check_integer(name, getattr(self, name), least=1)
+        if self.epochs > MAX_EPOCHS:
+            raise InputError(
+                f"`epochs` must be at most {MAX_EPOCHS}. Received: epochs={self.epochs}"
+            )
         check_integer("seed", self.seed, least=0)
         for name in ("decay_steps", "decay_epochs", "patience"):
             if getattr(self, name) is not None:

@@ -26,7 +26,7 @@ WEIGHTS_MEMBER = "model.weights.h5"
 MEMBERS = {
     "metadata.json": 1 << 16,
     "config.json": 8 << 20,
-    METADATA_MEMBER: 8 << 20,  # with the history of some 30,000 epochs
+    METADATA_MEMBER: 1 << 20,
     WEIGHTS_MEMBER: 1 << 30,
 }
 MAX_LAYERS, MAX_BATCH, MAX_DEPTH = 2000, 1 << 16, 40

@@ -64,11 +64,10 @@ def add_options(
 
 def add_subjects(parser: argparse.ArgumentParser) -> None:
     """Adds the options that split an own archive: `--validation` and `--test`."""
-    for name in ("validation", "test"):
-        purpose = "validate" if name == "validation" else name
-        parser.add_argument(
-            f"--{name}", type=int, nargs="+", help=f"subjects of an archive to {purpose} on"
-        )
+    parser.add_argument(
+        "--validation", type=int, nargs="+", help="subjects of an archive to validate on"
+    )
+    parser.add_argument("--test", type=int, nargs="+", help="subjects of an archive to test on")
 
 
 def _reading(kind: type, optional: bool) -> dict[str, Any]:

@@ -77,8 +77,11 @@ def read_study(path: Path, options: argparse.Namespace) -> StudySpec:
     if options.seeds:
         changes["seeds"] = options.seeds
     spec = load_spec(path, **changes)
-    given = {"source": options.data} | {
-        name: getattr(options, name) for name in ("stride", "validation", "test")
+    given = {
+        "source": options.data,
+        "stride": options.stride,
+        "validation": options.validation,
+        "test": options.test,
     }
     data = {name: value for name, value in given.items() if value is not None}
     names = {field.name for field in dataclasses.fields(TrainConfig)}

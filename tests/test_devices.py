@@ -153,8 +153,12 @@ def test_products_are_in_tf32_while_a_model_trains(exact, generated, tmp_path):
     np.testing.assert_allclose(history["loss"], exact["loss"], rtol=0.05)
 
 
-@pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
-def test_half_precision_trains_and_resumes(precision, exact, generated, tmp_path):
+@pytest.mark.parametrize(
+    "precision",
+    # On a processor TF32 changes nothing.
+    [pytest.param("tf32", marks=pytest.mark.slow), "mixed_bfloat16", "mixed_float16"],
+)
+def test_every_precision_trains_and_resumes(precision, exact, generated, tmp_path):
     config = dataclasses.replace(EXACT, precision=precision)
     whole = train(config, generated, tmp_path / "whole", verbose=False)
     np.testing.assert_allclose(whole.history["loss"], exact["loss"], rtol=0.05)

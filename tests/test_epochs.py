@@ -60,8 +60,11 @@ def assert_as_fit(first, second, poses, rng, **options):
 
 
 # Under torch Adam is one kernel that Keras does not know; the others compile Keras's own step.
+OFTEN = OPTIMIZERS if keras.backend.backend() == "torch" else ("clipped", "sgd")
+
+
 @pytest.mark.parametrize(
-    "name", OPTIMIZERS if keras.backend.backend() == "torch" else ["clipped", "sgd"]
+    "name", [pytest.param(n, marks=[] if n in OFTEN else pytest.mark.slow) for n in OPTIMIZERS]
 )
 def test_every_optimizer_does_what_it_does_in_fit(name, poses, rng):
     assert_as_fit(compiled(OPTIMIZERS[name]()), compiled(OPTIMIZERS[name]()), poses, rng)

@@ -55,12 +55,15 @@ def pose2d(rng):
 # --- the inference model --------------------------------------------------------------------------
 
 
+# With non-local blocks `make test` tries one scheme of each kind, `make test-slow` all of them.
+OFTEN = ("full_sharing", "post_agg_decoupled")
+
+
 @pytest.mark.parametrize(
     ("scheme", "non_local"),
     [
         *((scheme, False) for scheme in SCHEMES),
-        ("full_sharing", True),
-        ("post_agg_decoupled", True),
+        *(pytest.param(s, True, marks=[] if s in OFTEN else pytest.mark.slow) for s in SCHEMES),
     ],
 )
 def test_folding_leaves_the_function_as_it_is(scheme, non_local, rng, pose2d):

@@ -258,6 +258,7 @@ def test_config_round_trip_through_json():
     ("changes", "argument"),
     [
         ({"epochs": 0}, "epochs"),
+        ({"epochs": 4001}, "epochs"),
         ({"batch_size": 1.5}, "batch_size"),
         ({"learning_rate": 0}, "learning_rate"),
         ({"learning_rate": "fast"}, "learning_rate"),

@@ -34,7 +34,8 @@ def open_storage(location: str | os.PathLike, heartbeat_seconds: int | None = No
     """Opens a storage, making it if need be.
 
     Args:
-        location: a path, for a SQLite file, or a URL such as `postgresql+psycopg://user@host/database`.
+        location: a path, for a SQLite file, or a URL such as
+            `postgresql+psycopg://user@host/database`.
         heartbeat_seconds: how often a running trial says that it is alive. After six times
             that, without a sign, it counts as dead. By default 10 s.
 
