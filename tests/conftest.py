@@ -58,6 +58,13 @@ def shared_data() -> Path:
     return Path(folder)
 
 
+@pytest.fixture
+def canary(tmp_path, monkeypatch):
+    """A file that a payload would write; relative, so that a payload is the same everywhere."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "canary"
+
+
 # --- for test_torture.py and test_outages.py ----------------------------------------------------
 
 

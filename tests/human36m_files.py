@@ -1,11 +1,15 @@
 """Small files in exactly the formats of Human3.6M's archives, for the tests that read them."""
 
 import pickle
+import sys
 import zipfile
 from pathlib import Path
 
 import numpy as np
+import pytest
 
+from keras_wsgcn import InputError
+from keras_wsgcn.data import human36m
 from keras_wsgcn.data.human36m_cameras import cameras_of
 from keras_wsgcn.data.motions import generate_motions
 from keras_wsgcn.skeletons import h36m_17
@@ -101,3 +105,23 @@ def write_archives(folder: Path, *, joints: int = 17, detections: str | None = "
             folder / names[detections], positions_2d=positions_2d(**options), metadata=METADATA
         )
     return folder
+
+
+def refuses(folder, content: bytes, *words, member="positions_3d.npy"):
+    """Reads a file with one hostile member: an InputError, and no canary."""
+    write_zip(folder / "data_3d_h36m.npz", {member: content})
+    refuses_file(folder, *words)
+
+
+def refuses_file(folder, *words):
+    """Reads a hostile file: an InputError that says so, no canary, nothing imported."""
+    modules = set(sys.modules)
+    with pytest.raises(InputError) as caught:
+        human36m.read_archives(folder)
+    message = str(caught.value)
+    for word in ("`path` must be", "Received: path=", "data_3d_h36m.npz", *words):
+        assert word in message
+    assert "\n" not in message
+    assert len(message) < 1000
+    assert not (folder / "canary").exists()
+    assert set(sys.modules) <= modules | {"pickletools"}

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import predict as predict_command
 import pytest
-from test_keypoints import seen, truth, write_coco, write_openpose
+from detector import seen, truth, write_coco, write_openpose
 
 from keras_wsgcn import inference
 from keras_wsgcn.data.cameras import normalize_screen
@@ -353,7 +353,7 @@ def test_sequences_that_are_none(changes, words):
 
 
 def test_lifting_without_people_or_with_too_many_frames(monkeypatch):
-    from test_keypoints import track_of
+    from detector import track_of
 
     model = build_model("post_agg", channels=4, blocks=1)
     with pytest.raises(InputError, match="`tracks` must hold"):
