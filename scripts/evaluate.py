@@ -1,6 +1,6 @@
 """Evaluates a run's best model on its validation and test subjects and prints the errors.
 
-Writes metrics.csv, and pictures on request, into the run's folder.
+Writes metrics.csv, and pictures on request, into the run's folder; metrics_last.csv with --last.
 """
 
 import argparse
@@ -11,7 +11,6 @@ from pathlib import Path
 import pandas as pd
 from cli import run
 
-from keras_wsgcn.data.cmu import SEEN_ACTIONS
 from keras_wsgcn.data.poses import PoseDataset
 from keras_wsgcn.evaluation import (
     evaluate,
@@ -40,9 +39,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     options = parse(argv)
     record, splits = read_run(options.run), load_run_data(options.run)
-    file = "last.keras" if options.last else "best.keras"
-    model = load_model(options.run / file, compile=False)
-    seen = SEEN_ACTIONS if splits.name == "cmu24" else ()
+    model = load_model(options.run / f"{'last' if options.last else 'best'}.keras", compile=False)
+    suffix = "_last" if options.last else ""
     tables = []
     for split in ("validation", "test"):
         poses: PoseDataset = getattr(splits, split)
@@ -53,24 +51,24 @@ def main(argv: Sequence[str] | None = None) -> None:
             tables.append(table.rename_axis("group").reset_index().assign(split=split, by=by))
             print(f"\nby {by}, millimetres and percent")
             print(table.T.to_string(float_format="{:.1f}".format, line_width=110))
-        numbers = pd.Series(headline(errors, seen))
+        numbers = pd.Series(headline(errors, splits.seen_actions))
         print("\n" + numbers.to_string(float_format="{:.2f}".format))
         tables.append(
             numbers.rename("value").rename_axis("group").reset_index().assign(split=split, by="all")
         )
-    tables += print_paper_tables(splits.name, errors)
+    tables += print_paper_tables(splits.keypoints, errors)
     frame = pd.concat(tables, ignore_index=True)
     frame = frame[["split", "by", *[c for c in frame if c not in ("split", "by")]]]
-    write_text(options.run / "metrics.csv", frame.to_csv(index=False))
-    print(f"\n{record['config'].get('scheme')}: metrics in {options.run / 'metrics.csv'}")
+    path = options.run / f"metrics{suffix}.csv"
+    write_text(path, frame.to_csv(index=False))
+    print(f"\n{record['config'].get('scheme')}: metrics in {path}")
     if options.pictures:
-        draw(options.run, model, splits.test, errors)
+        draw(options.run, f"poses{suffix}.png", model, splits.test, errors)
 
 
-def print_paper_tables(name: str, errors: pd.DataFrame) -> list[pd.DataFrame]:
-    """Prints Tables 5 to 7 beside the test errors, where the data set is Human3.6M."""
-    data_set, _, keypoints = name.partition("-")
-    if data_set != "human36m":
+def print_paper_tables(keypoints: str, errors: pd.DataFrame) -> list[pd.DataFrame]:
+    """Prints Tables 5 to 7 beside the test errors, where the keypoints are Human3.6M's."""
+    if not keypoints:
         return []
     written = []
     for title, table in paper_tables(errors, keypoints).items():
@@ -81,7 +79,7 @@ def print_paper_tables(name: str, errors: pd.DataFrame) -> list[pd.DataFrame]:
     return written
 
 
-def draw(folder: Path, model, poses: PoseDataset, errors: pd.DataFrame) -> None:
+def draw(folder: Path, picture: str, model, poses: PoseDataset, errors: pd.DataFrame) -> None:
     from keras_wsgcn.plots import plot_poses, plot_training_curves
 
     plot_training_curves(pd.read_csv(folder / "history.csv"), folder / "training.png")
@@ -96,12 +94,12 @@ def draw(folder: Path, model, poses: PoseDataset, errors: pd.DataFrame) -> None:
     plot_poses(
         examples.pose3d,
         predict(model, examples.pose2d),
-        folder / "poses.png",
+        folder / picture,
         skeleton=poses.skeleton,
         pose2d=examples.pose2d,
         titles=titles,
     )
-    print(f"pictures in {folder / 'training.png'} and {folder / 'poses.png'}")
+    print(f"pictures in {folder / 'training.png'} and {folder / picture}")
 
 
 if __name__ == "__main__":

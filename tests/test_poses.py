@@ -6,7 +6,7 @@ from keras_wsgcn.data.archive import Motion, MotionArchive, save_archive
 from keras_wsgcn.data.cameras import Camera
 from keras_wsgcn.data.cmu import four_cameras, load_cmu24
 from keras_wsgcn.data.motions import generate_motions
-from keras_wsgcn.data.poses import PoseDataset, Splits, observe, select_joints
+from keras_wsgcn.data.poses import PoseDataset, Splits, observe, observe_splits, select_joints
 from keras_wsgcn.data.sources import load_splits
 from keras_wsgcn.skeletons import h36m_16, h36m_17
 
@@ -107,6 +107,23 @@ def test_splits_by_subject(poses):
     assert len(part) + len(poses.of_subjects([2])) == len(poses)
     with pytest.raises(InputError, match=r"`subjects` must be among \[1, 2, 3\]; \[4\] are not"):
         poses.of_subjects([1, 4])
+
+
+def test_each_part_of_a_split_counts_the_views_that_it_drops():
+    positions = np.zeros((10, 17, 3), np.float32) + (0, 0, 1)
+    positions[:, 1:] += np.linspace(0, 0.5, 16)[:, None] * (0, 0, 1)
+    motions = [Motion(positions, subject, "Standing", "01") for subject in (1, 2, 3)]
+    away = positions.copy()
+    away[7] += (0, 0, 30)  # far above the image
+    archive = MotionArchive(h36m_17, (Motion(away, 1, "Standing", "02"), *motions))
+    splits = observe_splits(archive, four_cameras, name="x", validation=[2], test=[3])
+    parts = (splits.train, splits.validation, splits.test)
+    assert [part.subject.tolist() for part in parts] == [[1] * 76, [2] * 40, [3] * 40]
+    assert [part.dropped for part in parts] == [4, 0, 0]
+    with pytest.raises(InputError, match=r"subjects of the archive.*\[4\] are not.*Received: "):
+        observe_splits(archive, four_cameras, name="x", validation=[4], test=[3])
+    with pytest.raises(InputError, match=r"must leave subjects .* to train on.*Received: "):
+        observe_splits(archive, four_cameras, name="x", validation=[1, 2], test=[3])
 
 
 def test_splits_must_not_share_people(poses):

@@ -62,21 +62,37 @@ def test_evaluate_prints_and_writes_both_protocols(runs, capsys):
     assert (runs / "small" / "poses.png").read_bytes().startswith(PNG)
 
 
+def test_the_last_epoch_has_files_of_its_own(runs, capsys):
+    folder = runs / "small"
+    (folder / "metrics.csv").write_text("of the best")
+    assert cli.run(evaluate_command.main, [str(folder), "--last", "--pictures"]) == 0
+    assert "metrics_last.csv" in capsys.readouterr().out
+    assert (folder / "metrics.csv").read_text() == "of the best"
+    assert set(pd.read_csv(folder / "metrics_last.csv")["split"]) == {"validation", "test"}
+    assert (folder / "poses_last.png").read_bytes().startswith(PNG)
+
+
 def test_tensorboard_on_request(runs):
     tensorboard = ["--runs", str(runs), "--name", "tb", "--epochs", "1", "--tensorboard"]
     assert cli.run(train_command.main, [*SMALL, *tensorboard]) == 0
     assert list((runs / "tb" / "tensorboard").rglob("events.out*"))
 
 
-def test_own_archive_with_subjects_of_its_own(runs, tmp_path):
+@pytest.mark.parametrize("name", ["mine", "human36m-gt", "cmu24"])
+def test_own_archive_with_subjects_of_its_own(name, runs, tmp_path, capsys):
+    """Whatever it is called it is no benchmark."""
     from keras_wsgcn.data.archive import save_archive
     from keras_wsgcn.data.motions import generate_motions
 
-    save_archive(tmp_path / "mine.npz", generate_motions(subjects=3, takes=1, seconds=4.0))
-    data = ["--data", str(tmp_path / "mine.npz"), "--validation", "2", "--test", "3"]
-    arguments = [*SMALL, "--runs", str(runs), "--name", "mine", "--stride", "5", *data]
+    archive = str(tmp_path / f"{name}.npz")
+    save_archive(archive, generate_motions(subjects=3, takes=1, seconds=4.0))
+    data = ["--data", archive, "--validation", "2", "--test", "3"]
+    arguments = [*SMALL, "--runs", str(runs), "--name", name, "--stride", "5", *data]
     assert cli.run(train_command.main, arguments) == 0
-    assert cli.run(evaluate_command.main, [str(runs / "mine")]) == 0
+    assert cli.run(evaluate_command.main, [str(runs / name)]) == 0
+    out = capsys.readouterr().out
+    assert "seen_mpjpe_mm" not in out
+    assert "Table" not in out
 
 
 @pytest.mark.parametrize(

@@ -191,4 +191,4 @@ def load_cmu24(
         train, validation = (
             with_detector_trunk(poses, poses.camera % 2 == 1) for poses in (train, validation)
         )
-    return Splits(name="cmu24", train=train, validation=validation, test=part(TEST_SUBJECTS))
+    return Splits("cmu24", train, validation, part(TEST_SUBJECTS), seen_actions=SEEN_ACTIONS)

@@ -17,7 +17,7 @@ from keras_wsgcn.data.cameras import Camera
 from keras_wsgcn.data.human36m_cameras import camera_names, cameras_of
 from keras_wsgcn.data.human36m_formats import MAX_BYTES, read_objects, refusal
 from keras_wsgcn.data.human36m_pickles import PickledArray
-from keras_wsgcn.data.poses import Splits, observe
+from keras_wsgcn.data.poses import Splits, observe_splits
 from keras_wsgcn.data.views import View
 from keras_wsgcn.errors import InputError, check_choice
 from keras_wsgcn.skeletons import h36m_17
@@ -136,24 +136,16 @@ def split(
     Returns:
         The splits, called `human36m-gt` or `human36m-cpn`.
     """
-    validation = tuple(validation) if validation else VALIDATION_SUBJECTS
-    test = tuple(test) if test else TEST_SUBJECTS
-    people = {motion.subject for motion in archive.motions}
-    if missing := sorted({*validation, *test} - people):
-        raise InputError(
-            f"`validation` and `test` must be subjects of the archive, {sorted(people)}; "
-            f"{missing} are not. Received: validation={validation}, test={test}"
-        )
-    cameras = None if archive.views else _cameras
-
-    def part(subjects: Iterable[int]):
-        return observe(archive.of_subjects(set(subjects)), cameras, keep_unseen=True, **options)
-
-    return Splits(
-        name=f"human36m-{archive.pose2d_source or 'gt'}",
-        train=part(people - {*validation, *test}),
-        validation=part(validation),
-        test=part(test),
+    keypoints = archive.pose2d_source or "gt"
+    return observe_splits(
+        archive,
+        None if archive.views else _cameras,
+        name=f"human36m-{keypoints}",
+        validation=tuple(validation) if validation else VALIDATION_SUBJECTS,
+        test=tuple(test) if test else TEST_SUBJECTS,
+        keypoints=keypoints,
+        keep_unseen=True,
+        **options,
     )
 
 

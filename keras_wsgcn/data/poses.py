@@ -134,6 +134,9 @@ class Splits:
         train: poses to train on.
         validation: poses of other subjects: early stopping, model choice and tuning.
         test: poses of yet other subjects, only ever evaluated.
+        seen_actions: actions whose test errors are also given apart from the others', because they
+            are trained on; of CMU-24.
+        keypoints: `"gt"` or `"cpn"` for Human3.6M, whose errors the paper's tables have.
 
     Raises:
         InputError: if two of them share a subject.
@@ -143,6 +146,8 @@ class Splits:
     train: PoseDataset
     validation: PoseDataset
     test: PoseDataset
+    seen_actions: tuple[str, ...] = ()
+    keypoints: str = ""
 
     def __post_init__(self):
         people = [set(part.subject.tolist()) for part in (self.train, self.validation, self.test)]
@@ -242,6 +247,53 @@ def observe(
         )
     arrays = {name: column[:start] for name, column in columns.items()}
     return PoseDataset(**arrays, skeleton=skeleton, dropped=dropped)
+
+
+def observe_splits(
+    archive: MotionArchive,
+    cameras: Callable[[Motion], Sequence[Camera]] | None = None,
+    *,
+    name: str,
+    validation: Iterable[int],
+    test: Iterable[int],
+    keypoints: str = "",
+    **options,
+) -> Splits:
+    """Sees each part of an archive for itself, so that a part counts the views it drops.
+
+    Args:
+        archive: motions in metres, z up.
+        cameras: as `observe` takes them.
+        name: of the splits.
+        validation: subjects to validate on.
+        test: subjects to test on; all others are trained on.
+        keypoints: of the splits.
+        **options: further arguments of `observe`.
+
+    Returns:
+        The splits.
+
+    Raises:
+        InputError: if the archive lacks a subject, or has no other to train on, or as `observe`.
+    """
+    parts = {"validation": tuple(validation), "test": tuple(test)}
+    people = {motion.subject for motion in archive.motions}
+    if missing := sorted(set().union(*parts.values()) - people):
+        raise InputError(
+            f"`validation` and `test` must be subjects of the archive, {sorted(people)}; "
+            f"{missing} are not. Received: {', '.join(f'{k}={v}' for k, v in parts.items())}"
+        )
+    parts = {"train": tuple(people.difference(*parts.values())), **parts}
+    if not parts["train"]:
+        raise InputError(
+            "`validation` and `test` must leave subjects of the archive to train on. "
+            f"Received: validation={parts['validation']}, test={parts['test']}"
+        )
+    seen = {
+        part: observe(archive.of_subjects(subjects), cameras, **options)
+        for part, subjects in parts.items()
+    }
+    return Splits(name, seen["train"], seen["validation"], seen["test"], keypoints=keypoints)
 
 
 def _seers(

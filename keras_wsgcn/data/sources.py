@@ -9,7 +9,7 @@ from keras_wsgcn.data import human36m
 from keras_wsgcn.data.archive import load_archive
 from keras_wsgcn.data.cmu import four_cameras, load_cmu24
 from keras_wsgcn.data.motions import generate_motions
-from keras_wsgcn.data.poses import Splits, observe
+from keras_wsgcn.data.poses import Splits, observe, observe_splits
 from keras_wsgcn.errors import InputError, check_integers, shown
 
 # Which of the eight generated people are held out.
@@ -26,8 +26,14 @@ def load_generated(*, seed: int = 0, **options) -> Splits:
     Returns:
         The splits.
     """
-    poses = observe(generate_motions(seed=seed), four_cameras, **options)
-    return _split("generated", poses, _GENERATED_VALIDATION, _GENERATED_TEST)
+    return observe_splits(
+        generate_motions(seed=seed),
+        four_cameras,
+        name="generated",
+        validation=_GENERATED_VALIDATION,
+        test=_GENERATED_TEST,
+        **options,
+    )
 
 
 SOURCES = {"generated": load_generated, "cmu24": load_cmu24}
@@ -89,8 +95,9 @@ def load_splits(
             "`validation` and `test` must name subjects of the archive. "
             f"Received: validation={shown(validation)}, test={shown(test)}"
         )
-    poses = observe(archive, None if archive.views else four_cameras, **options)
-    return _split(Path(data).stem, poses, validation, test)
+    cameras = None if archive.views else four_cameras
+    name = Path(data).stem
+    return observe_splits(archive, cameras, name=name, validation=validation, test=test, **options)
 
 
 def check_options(data: str | os.PathLike, options: Mapping[str, object]) -> None:
@@ -116,14 +123,3 @@ def check_options(data: str | os.PathLike, options: Mapping[str, object]) -> Non
                 f"`{name}` must be left out for data {str(data)!r}, which takes {sorted(known)}. "
                 f"Received: {name}={shown(value)}"
             )
-
-
-def _split(name: str, poses, validation: Iterable[int], test: Iterable[int]) -> Splits:
-    validation, test = tuple(validation), tuple(test)
-    people = {int(subject) for subject in set(poses.subject.tolist())}
-    return Splits(
-        name=name,
-        train=poses.of_subjects(sorted(people - {*validation, *test})),
-        validation=poses.of_subjects(validation),
-        test=poses.of_subjects(test),
-    )

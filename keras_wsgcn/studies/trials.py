@@ -15,7 +15,6 @@ import keras
 import numpy as np
 import optuna
 
-from keras_wsgcn.data.cmu import SEEN_ACTIONS
 from keras_wsgcn.data.poses import PoseDataset, Splits
 from keras_wsgcn.data.sources import load_splits
 from keras_wsgcn.environment import environment
@@ -241,8 +240,7 @@ def record_run(result: TrainResult, data: Splits, *, test: bool) -> dict[str, An
     for split, poses in {"validation": data.validation, **({"test": data.test} if test else {})}.items():  # fmt: skip # noqa: E501
         subjects[split], errors = _by_subject(result.model, poses)
         if split == "test":
-            seen = SEEN_ACTIONS if data.name == "cmu24" else ()
-            numbers = headline(errors, seen)
+            numbers = headline(errors, data.seen_actions)
             metrics |= {f"test_{name}": round(value, 4) for name, value in numbers.items()}
     record = json.loads((result.folder / "config.json").read_text(encoding="utf-8"))
     return {
