@@ -145,6 +145,7 @@ def test_folders_that_do_not_serve(folder, tmp_path):
     [
         ("", "first line must name the columns"),
         ("name,action\n07_01,Walking\n", "first line must name the columns"),
+        ("file,activity\n07_01,Walking\n", r"not \['file', 'activity'\]"),
         ("file,subject\n07_01,seven\n", "line 2: `subject` must be a whole number"),
         ("file,action\n07_01,Walking\n07_01.amc,Dance\n", "line 3: `file` must be there"),
         ("file,action\n,Walking\n", "line 2: `file` must be there"),
@@ -154,6 +155,13 @@ def test_malformed_labels(tmp_path, text, words):
     (tmp_path / "actions.csv").write_text(text)
     with pytest.raises(InputError, match=words):
         read_labels(tmp_path / "actions.csv")
+
+
+def test_spaces_between_labels_say_nothing(tmp_path):
+    (tmp_path / "actions.csv").write_text('file, subject , action\n07_01, 7, "Walking, slow"\n')
+    assert read_labels(tmp_path / "actions.csv") == {
+        "07_01": {"subject": 7, "action": "Walking, slow"}
+    }
 
 
 # --- the command --------------------------------------------------------------------------------

@@ -13,12 +13,14 @@ import numpy as np
 from keras_wsgcn.data.archive import Motion, MotionArchive
 from keras_wsgcn.data.mocap import BvhLayout, read_asf_amc, read_bvh
 from keras_wsgcn.data.mocap_formats import TextFile
-from keras_wsgcn.errors import InputError
+from keras_wsgcn.errors import InputError, shown
 from keras_wsgcn.skeletons import h36m_17
 
 MAX_SPEED = 15.0  # m/s; a joint that is faster was lost by the cameras
 MAX_LINE = 10_000  # characters of a line of labels
 MIN_FRAMES = 30  # of a piece that is worth keeping
+
+_LABELS = ("subject", "action", "description")  # what a CSV says of a file
 
 
 def split_at_jumps(positions: np.ndarray, fps: float, max_speed: float = MAX_SPEED) -> list[slice]:
@@ -112,8 +114,8 @@ def read_folder(
 def read_labels(path: str | os.PathLike) -> dict[str, dict[str, Any]]:
     """Reads what motion files do not say, from a CSV file.
 
-    Its columns are file, subject, action, description. Only `file` is needed, with or without its
-    suffix; an empty cell says nothing.
+    Its columns are file, subject, action, description, and no others. Only `file` is needed, with
+    or without its suffix; an empty cell says nothing.
 
     Returns:
         By file name without suffix, the keyword arguments for `read_asf_amc` and `read_bvh`.
@@ -125,7 +127,7 @@ def read_labels(path: str | os.PathLike) -> dict[str, dict[str, Any]]:
     lines = source.text().splitlines()
     if any(len(line) > MAX_LINE for line in lines):
         raise source.refusal(f"a line has more than {MAX_LINE} characters")
-    reader = csv.DictReader(lines, strict=True)
+    reader = csv.DictReader(lines, strict=True, skipinitialspace=True)
     try:
         return _labels_of(source, reader)
     except csv.Error as error:
@@ -133,17 +135,20 @@ def read_labels(path: str | os.PathLike) -> dict[str, dict[str, Any]]:
 
 
 def _labels_of(source: TextFile, reader: csv.DictReader) -> dict[str, dict[str, Any]]:
-    if "file" not in (reader.fieldnames or ()):
-        raise source.refusal("the first line must name the columns, among them `file`")
+    columns = [name.strip() for name in reader.fieldnames or ()]
+    if "file" not in columns or not set(columns) <= {"file", *_LABELS}:
+        raise source.refusal(
+            f"the first line must name the columns, `file` and any of {list(_LABELS)}, "
+            f"not {shown(columns)}"
+        )
+    reader.fieldnames = columns
     labels: dict[str, dict[str, Any]] = {}
     for row in reader:
         stem = Path(row["file"] or "").stem
         if not stem or stem in labels:
             raise source.refusal("`file` must be there, and each once", reader.line_num)
         label: dict[str, Any] = {
-            column: row[column].strip()
-            for column in ("subject", "action", "description")
-            if (row.get(column) or "").strip()
+            column: row[column].strip() for column in _LABELS if (row.get(column) or "").strip()
         }
         if "subject" in label:
             if not label["subject"].isdecimal():
