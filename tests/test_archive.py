@@ -10,6 +10,8 @@ import pytest
 
 from keras_wsgcn.data import archive as archives
 from keras_wsgcn.data.archive import Motion, MotionArchive, load_archive, save_archive
+from keras_wsgcn.data.cameras import Camera
+from keras_wsgcn.data.views import View
 from keras_wsgcn.errors import InputError
 from keras_wsgcn.skeletons import Skeleton, h36m_16, h36m_17
 
@@ -219,6 +221,18 @@ def test_archive_refuses_motions_that_do_not_belong_together():
 
 
 # --- hostile and damaged files ------------------------------------------------------------------
+
+
+def test_what_could_not_be_loaded_is_not_saved(tmp_path, monkeypatch):
+    for limit, value in (("MAX_BYTES", 2000), ("MAX_META_BYTES", 80), ("MAX_MEMBERS", 13)):
+        with monkeypatch.context() as patch:
+            patch.setattr(archives, limit, value)
+            with pytest.raises(InputError, match=r"(?s)`archive` must take at most.*Received: "):
+                save_archive(tmp_path / "a.npz", example())
+    assert not list(tmp_path.iterdir())
+    camera = Camera(np.eye(3), (0, 0, 0), (1000, 1000), (500, 500), (1000, 1000), name="left/1")
+    with pytest.raises(InputError, match=r"name without `/`\. Received: 'left/1'"):
+        View(camera, np.zeros((5, 17, 2)))
 
 
 @pytest.mark.parametrize("name", [*archives._META, *archives._HEADER, "S002/Walking/02_01"])

@@ -25,6 +25,7 @@ MAX_BYTES = 2**29  # of all members together, as declared; Human3.6M with its 2D
 # Of an array that lists what the sequences are: its bytes, and its rows.
 MAX_META_BYTES, MAX_ROWS = 2**26, 100_000
 MAX_MEMBERS = 100_000
+_HEADER_BYTES = 256  # of an array in the file, at most
 MAX_POSE_METRES = 10.0  # a person spans 2.5; in centimetres or inches that is far above
 
 _META = {  # name: kinds of dtype that it may have
@@ -170,6 +171,9 @@ def save_archive(path: str | os.PathLike, archive: MotionArchive) -> None:
     Args:
         path: the file to be written.
         archive: what to write. The array `meta_trial` is the last number in the name of the take.
+
+    Raises:
+        InputError: if the arrays are more than `load_archive` takes.
     """
     motions = archive.motions
     arrays: dict[str, Any] = {motion.key: motion.positions for motion in motions}
@@ -188,6 +192,14 @@ def save_archive(path: str | os.PathLike, archive: MotionArchive) -> None:
         "up_axis": np.array("z"),
         **arrays_of(archive.views, archive.pose2d_source),
     }
+    size = sum(array.nbytes + _HEADER_BYTES for array in arrays.values())
+    lists = max(array.nbytes for array in arrays.values() if array.dtype.kind != "f")
+    if size > MAX_BYTES or lists > MAX_META_BYTES or len(arrays) > MAX_MEMBERS:
+        raise InputError(
+            f"`archive` must take at most {MAX_BYTES} bytes in {MAX_MEMBERS} arrays, a list of "
+            f"names {MAX_META_BYTES}: save fewer motions in a file. "
+            f"Received: {size} bytes in {len(arrays)} arrays, a list of {lists}"
+        )
     # An open file, because NumPy appends `.npz` to a name that lacks it.
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
         np.savez_compressed(file, **arrays)

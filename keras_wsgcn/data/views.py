@@ -10,7 +10,7 @@ import numpy as np
 
 from keras_wsgcn.data.cameras import Camera
 from keras_wsgcn.data.human36m_cameras import Human36mCamera
-from keras_wsgcn.errors import InputError
+from keras_wsgcn.errors import InputError, shown
 
 MAX_PIXELS = 1e5
 
@@ -33,17 +33,21 @@ class View:
     """What one camera saw of a sequence.
 
     Args:
-        camera: the camera; its name is unique within the sequence.
+        camera: the camera; its name is unique within the sequence, and has no `/`.
         pose2d: `(frames, joints, 2)` float32, pixels.
 
     Raises:
-        InputError: if the 2D poses are not finite pixels of that shape.
+        InputError: if the 2D poses are not finite pixels of that shape, or a name has a `/`.
     """
 
     camera: Camera
     pose2d: np.ndarray
 
     def __post_init__(self):
+        if "/" in self.camera.name:  # which in the file parts it from the key
+            raise InputError(
+                f"`camera` must have a name without `/`. Received: {shown(self.camera.name)}"
+            )
         pose2d = np.asarray(self.pose2d)
         if pose2d.ndim != 3 or pose2d.shape[2] != 2 or pose2d.dtype.kind not in "fiu":
             raise InputError(
