@@ -36,6 +36,7 @@ EPILOG = (
     "very wide or very long lens sees comes out distorted."
 )
 _FRACTION = 2.0  # pixels in which no person fits: such numbers are fractions of the image
+_OUTSIDE = 10.0  # a fraction so far outside of the image is no fraction
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -120,9 +121,11 @@ def lift_file(options: argparse.Namespace, lift: Callable[..., PoseSequence]) ->
         max_gap=options.max_gap,
     )
     if not sequence.lifted.any():
+        lost = lost_joints(sequence)
+        reason = f"{lost} are missing" if lost else "no frame has all joints, half of them seen"
         raise InputError(
-            f"`keypoints` must show somebody whole in some frame; {lost_joints(sequence)} are "
-            f"missing. Received: keypoints={str(options.keypoints)!r}"
+            f"`keypoints` must show somebody whole in some frame; {reason}. "
+            f"Received: keypoints={str(options.keypoints)!r}"
         )
     report(sequence)
     with contextlib.ExitStack() as finished:  # all of the files appear, or none
@@ -158,24 +161,32 @@ def plan_outputs(options: argparse.Namespace) -> dict[Path, Callable[[PoseSequen
 def read_people(options: argparse.Namespace) -> list[KeypointTrack]:
     """The people of the file, in pixels, those left out who are hardly seen."""
     found = read_keypoints(options.keypoints, options.format, least_confidence=options.confidence)
-    tracks = [track for track in found if len(track.frames) >= options.least_frames]
-    if not tracks:
-        longest = max(len(track.frames) for track in found)
+    frames = [int(track.seen(options.confidence).any(axis=1).sum()) for track in found]
+    if options.least_frames > max(frames):
         raise InputError(
-            f"`least_frames` must be at most {longest}, which is as long as anybody is seen. "
+            f"`least_frames` must be at most {max(frames)}, which is as long as anybody is seen. "
             f"Received: least_frames={options.least_frames}"
         )
+    tracks = [
+        track for track, count in zip(found, frames, strict=True) if count >= options.least_frames
+    ]
+    largest = max(np.nanmax(np.abs(track.keypoints), initial=0.0) for track in tracks)
     if options.fractions:
         if not options.image_size:
             raise InputError(
                 "`image_size` must be given with `fractions`. Received: image_size=None"
             )
+        if largest > _OUTSIDE:
+            raise InputError(
+                "`keypoints` must be fractions of the image; leave out --fractions for pixels. "
+                f"Received: keypoints={str(options.keypoints)!r} with values up to {largest:.4g}"
+            )
         size = np.array(options.image_size, dtype=float)
         return [replace(track, keypoints=track.keypoints * size) for track in tracks]
-    if max(np.nanmax(np.abs(track.keypoints), initial=0.0) for track in tracks) <= _FRACTION:
+    if largest <= _FRACTION:
         raise InputError(
             "`keypoints` must be pixels; for fractions of the image add --fractions. "
-            f"Received: keypoints={str(options.keypoints)!r} with values up to {_FRACTION}"
+            f"Received: keypoints={str(options.keypoints)!r} with values up to {largest:.4g}"
         )
     return tracks
 
@@ -191,14 +202,7 @@ def find_model(name: str) -> keras.Model:
 
 def assumed_size(tracks: list[KeypointTrack], options: argparse.Namespace) -> tuple[int, int]:
     """An image size for want of the true one: as if the people were in the image's middle."""
-    points = np.concatenate(
-        [track.keypoints[track.confidence >= options.confidence] for track in tracks]
-    )
-    points = points[np.isfinite(points).all(axis=1)]
-    if not len(points):
-        raise InputError(
-            f"`confidence` must leave some joints. Received: confidence={options.confidence}"
-        )
+    points = np.concatenate([track.keypoints[track.seen(options.confidence)] for track in tracks])
     low, high = points.min(axis=0), points.max(axis=0)
     width, height = np.ceil(np.maximum(high + np.maximum(low, 0), 1)).astype(int).tolist()
     print(

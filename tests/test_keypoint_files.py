@@ -133,3 +133,37 @@ def test_files_that_are_too_large_are_refused(tmp_path, monkeypatch):
     people = np.ones((300, 17, 2))
     with pytest.raises(InputError, match="at most 200 people"):
         track_people([(0, people, people[..., 0])], "coco17")
+
+
+@pytest.mark.parametrize("video", ["gopro.take1", "2024.take", "a"])
+def test_frames_of_videos_with_dots_in_their_names(video, tmp_path):
+    people = json.dumps({"people": [{"pose_keypoints_2d": KEYPOINTS}]})
+    for frame in (3, 4):
+        (tmp_path / f"{video}_{frame:012d}_keypoints.json").write_text(people)
+    (track,) = read_keypoints(tmp_path, "coco17")
+    assert track.frames.tolist() == [3, 4]
+    coco = tmp_path / "coco.json"
+    for suffix in ("", ".jpg"):
+        names = [f"{video}_{frame:04d}{suffix}" for frame in (3, 4)]
+        coco.write_text(json.dumps([entry(image_id=name) for name in names]))
+        (track,) = read_keypoints(coco, "coco17")
+        assert track.frames.tolist() == [3, 4]
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_confidences_that_are_all_too_low_are_named(known, tmp_path):
+    keypoints = np.ones((3, 17, 3)) * (5.0, 5.0, 0.2)
+    np.save(tmp_path / "a.npy", keypoints)
+    entries = [
+        {
+            "image_id": frame,
+            "keypoints": found.ravel().tolist(),
+            **({"track_id": 1} if known else {}),
+        }
+        for frame, found in enumerate(keypoints)
+    ]
+    (tmp_path / "a.json").write_text(json.dumps(entries))
+    for name in ("a.npy", "a.json"):
+        with pytest.raises(InputError, match=r"joint of confidence 0\.3"):
+            read_keypoints(tmp_path / name, "coco17")
+        assert read_keypoints(tmp_path / name, "coco17", least_confidence=0.2)

@@ -241,6 +241,18 @@ def test_an_unknown_image_size_is_assumed_and_said(walk, models, tmp_path, capsy
     assert "a camera like those of the training is assumed" in text
 
 
+def test_a_joint_that_is_missing_is_no_place_of_the_image(walk, models, tmp_path):
+    keypoints = seen(walk, "coco17")[:5]
+    keypoints[2, 0] = 0
+    np.save(tmp_path / "k.npy", keypoints)
+    arguments = [tmp_path / "k.npy", "--model", models[16], "-o", tmp_path / "o.npz"]
+    sizes = []
+    for confidence in (0, 0.01):
+        assert predict(*arguments, "--confidence", confidence) == 0
+        sizes.append(np.load(tmp_path / "o.npz")["image_size_px"].tolist())
+    assert sizes[0] == sizes[1]
+
+
 def test_fractions_are_scaled(walk, models, tmp_path):
     keypoints = seen(walk, "mediapipe33")[:5]
     arguments = ["--model", models[16], "--format", "mediapipe33", "--image-size", "1000", "500"]
@@ -262,6 +274,11 @@ def test_people_hardly_seen_can_be_left_out(walk, models, tmp_path):
     assert predict(*arguments, 6) == 0
     assert np.load(out)["people"].tolist() == ["1"]
     assert predict(*arguments, 21) == 2
+    array = np.stack([one, two])
+    array[1, 5:] = np.nan
+    np.save(tmp_path / "k.npy", array)
+    assert predict(tmp_path / "k.npy", *arguments[1:], 6) == 0
+    assert np.load(out)["people"].tolist() == ["1"]
 
 
 # --- what is wrong ------------------------------------------------------------------------------
@@ -305,6 +322,9 @@ def test_fractions_taken_for_pixels_are_noticed(walk, models, tmp_path, capsys):
     arguments = ["--model", models[16], *SIZE, "-o", tmp_path / "o.npz"]
     assert predict(tmp_path / "k.npy", *arguments) == 2
     assert "add --fractions" in capsys.readouterr().err
+    np.save(tmp_path / "k.npy", seen(walk, "coco17"))
+    assert predict(tmp_path / "k.npy", "--fractions", *arguments) == 2
+    assert "leave out --fractions" in capsys.readouterr().err
 
 
 def test_nobody_seen_whole_names_what_lacks(walk, models, tmp_path, capsys):
@@ -316,6 +336,10 @@ def test_nobody_seen_whole_names_what_lacks(walk, models, tmp_path, capsys):
     assert "show somebody whole" in error
     assert "'r_knee'" in error
     assert "'l_wrist'" not in error
+    keypoints = seen(walk, "coco17")[:10]
+    keypoints[:, [6, 8, 9, 10, 14, 15, 16], 2] = 0  # a guess for each of them can be made
+    assert predict(write_coco(tmp_path, [keypoints]), *arguments) == 2
+    assert "; no frame has all joints, half of them seen." in capsys.readouterr().err
 
 
 def test_help(capsys):

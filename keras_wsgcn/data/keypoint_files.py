@@ -22,14 +22,14 @@ from keras_wsgcn.data.keypoints import (
     KeypointTrack,
     get_format,
 )
-from keras_wsgcn.errors import InputError, shown
+from keras_wsgcn.errors import InputError, check_number, shown
 
 MAX_BYTES = 512 * 2**20  # of a file, packed or unpacked
 MAX_FRAME_BYTES = 16 * 2**20  # of a file that holds one frame
 MAX_DETECTIONS = 2_000_000  # people times frames
 MAX_NUMBERS = 2**25  # of an array, which becomes float64: 256 MiB, three hours of 33 joints
 
-_SUFFIX = re.compile(r"\.[A-Za-z]\w*$")  # of a file, not the `.000012` of a frame
+_SUFFIX = re.compile(r"\.[A-Za-z][A-Za-z0-9]{1,4}$")  # of an image, not the `.000012` of a frame
 
 _Frame = tuple[int, np.ndarray, np.ndarray]
 _NPY_HEADERS = {
@@ -66,6 +66,7 @@ def read_keypoints(
         InputError: if there is no such file, or it is damaged, too large or not in this format.
     """
     path, row = Path(path), get_format(format)
+    check_number("least_confidence", least_confidence, least=0.0, below=math.inf)
     if path.is_dir():
         files = sorted(path.glob("*.json"))
         tracks = track_people(
@@ -82,7 +83,7 @@ def read_keypoints(
         tracks = _array_tracks(path, row)
     else:
         raise _refusal(path, "it must be a folder, or end in .json, .npy or .npz")
-    if not tracks:
+    if not any(track.seen(least_confidence).any() for track in tracks):
         raise _refusal(path, f"it holds no person with a joint of confidence {least_confidence}")
     return tracks
 
@@ -103,7 +104,7 @@ def _coco_tracks(
         if not isinstance(entry, Mapping):
             raise _refusal(path, f"entry {number} must be an object, not {_shown(entry)}")
     frames = [
-        _frame_number(path, entry.get("image_id"), f"`image_id` of entry {number}")
+        _frame_number(path, _stem(entry.get("image_id")), f"`image_id` of entry {number}")
         for number, entry in enumerate(content)
     ]
     _check_images(path, content, frames)
@@ -317,11 +318,15 @@ def _triples(path: Path, value: Any, row: KeypointFormat, field: str) -> np.ndar
     return np.array(value, dtype=np.float64).reshape(-1, 3)
 
 
+def _stem(image_id: Any) -> Any:
+    return _SUFFIX.sub("", image_id) if isinstance(image_id, str) else image_id
+
+
 def _frame_number(path: Path, value: Any, field: str) -> int:
     """The frame in an `image_id` or a file's name: the integer itself, or the last in the text."""
     if type(value) is int and 0 <= value < 2**62:
         return value
-    numbers = re.findall(r"\d{1,18}", _SUFFIX.sub("", value)) if isinstance(value, str) else []
+    numbers = re.findall(r"\d{1,18}", value) if isinstance(value, str) else []
     if numbers:
         return int(numbers[-1])
     raise _refusal(

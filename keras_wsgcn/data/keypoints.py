@@ -275,6 +275,11 @@ class KeypointTrack:
                 f"`confidence` finite. Received: keypoints up to {largest:.4g}"
             )
 
+    def seen(self, least_confidence: float) -> np.ndarray:
+        """Which joints are there, `(frames, joints)` booleans: no confidence is never enough."""
+        found = (self.confidence >= least_confidence) & (self.confidence > 0)
+        return found & np.isfinite(self.keypoints).all(axis=-1)
+
     def _frames_rise(self) -> bool:
         if int(self.frames[-1]) > MAX_FRAME_NUMBER:
             return False
@@ -353,9 +358,7 @@ def _dense(track: KeypointTrack, least_confidence: float) -> tuple[np.ndarray, n
     first = int(track.frames[0])
     frames = np.arange(first, int(track.frames[-1]) + 1)
     keypoints = np.full((len(frames), *track.keypoints.shape[1:]), np.nan)
-    # A detector that finds no joint writes confidence 0, whatever the threshold.
-    found = (track.confidence >= least_confidence) & (track.confidence > 0)
-    found &= np.isfinite(track.keypoints).all(axis=-1)
+    found = track.seen(least_confidence)
     keypoints[track.frames - first] = np.where(found[..., None], track.keypoints, np.nan)
     return frames, keypoints
 
