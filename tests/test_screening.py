@@ -10,8 +10,17 @@ import keras
 import numpy as np
 import pytest
 
-from keras_wsgcn import GraphConv, InputError, build_model, load_model, save_model
-from keras_wsgcn.screening import MEMBERS
+from keras_wsgcn import (
+    GraphConv,
+    InputError,
+    Skeleton,
+    build_model,
+    declared_size,
+    load_model,
+    save_model,
+)
+from keras_wsgcn.errors import Refused
+from keras_wsgcn.screening import MEMBERS, check_config
 
 CONFIG, WEIGHTS, METADATA = "config.json", "model.weights.h5", "keras_wsgcn.json"
 
@@ -228,6 +237,45 @@ ATTACKS = {
         "has no input",
     ),
 }  # fmt: skip
+
+
+def lora(inputs):
+    dense = keras.layers.Dense(3, lora_rank=2)
+    return dense(inputs)
+
+
+def broadcast(inputs):
+    narrow, wide = keras.layers.Dense(1)(inputs), keras.layers.Dense(500)(inputs)
+    return keras.layers.Dense(500)(keras.layers.Add()([narrow, wide]))
+
+
+def called_twice(inputs):
+    relu = keras.layers.ReLU()
+    return [relu(inputs), keras.layers.Dense(500)(relu(keras.layers.Dense(500)(inputs)))]
+
+
+def many_edges(inputs):
+    joints = tuple(f"joint{number}" for number in range(512))
+    star = Skeleton("star", joints, (-1, *[0] * 511))
+    return GraphConv(1, "conv_style", star)(GraphConv(1, "conv_style", star)(inputs))
+
+
+@pytest.mark.parametrize(
+    ("outputs", "message"),
+    [
+        (lora, "`lora_rank` must be None"),
+        (broadcast, "parameters, but"),
+        (called_twice, "parameters, but"),
+        (many_edges, "weights of edges"),
+    ],
+)
+def test_what_layers_make_beside_their_first_input_counts(outputs, message, monkeypatch):
+    monkeypatch.setattr(declared_size, "MAX_MIXING", 10 * 512**2)
+    inputs = keras.Input((512 if outputs is many_edges else 16, 2))
+    model = keras.Model(inputs, outputs(inputs))
+    config = json.loads(json.dumps(keras.saving.serialize_keras_object(model)))
+    with pytest.raises(Refused, match=message):
+        check_config(config, 100_000)
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
