@@ -17,6 +17,7 @@ from keras_wsgcn import (
     Skeleton,
     build_model,
     export,
+    load_splits,
     mpjpe,
     open_exported,
     save_model,
@@ -299,6 +300,13 @@ def test_too_large_a_difference_leaves_nothing(model, tmp_path, monkeypatch):
         export(model, old)
     assert old.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["lifter.tflite"]
+
+
+def test_quantised_errors_are_of_the_model_s_joints(model, tmp_path):
+    poses = load_splits("generated", stride=300, skeleton="h36m_17").test
+    with pytest.raises(InputError, match=r"`data` must have the model's 16 joints.*h36m_17"):
+        export(model, tmp_path / "m.tflite", quantize="int8", data=poses)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -104,6 +104,8 @@ def test_what_the_server_refuses_is_one_clear_error(protocol, addresses):
 def test_nobody_there_is_one_clear_error(protocol):
     with pytest.raises(ServingError, match=r"gave no answer|UNAVAILABLE|DEADLINE"):
         connect(f"{protocol}://127.0.0.1:9", "lifter", timeout=5)
+    with pytest.raises(ServingError, match=r"//\[::1\]:9.*(gave no answer|UNAVAILABLE)"):
+        connect(f"{protocol}://[::1]:9", "lifter", timeout=5)
 
 
 @pytest.mark.parametrize(

@@ -100,9 +100,9 @@ def connect(server: str, name: str, *, version: int | None = None, timeout: floa
     if version is not None:
         check_integer("version", version, least=0)
     check_number("timeout", timeout, above=0.0, below=float("inf"))
-    if address.scheme == "grpc":
-        return Client(_Grpc(f"{address.hostname}:{port}", name, version, timeout))
     host = f"[{address.hostname}]" if ":" in address.hostname else address.hostname
+    if address.scheme == "grpc":
+        return Client(_Grpc(f"{host}:{port}", name, version, timeout))
     base = f"{address.scheme}://{host}:{port}{address.path.rstrip('/')}"
     return Client(_Rest(base, name, version, timeout))
 
