@@ -32,7 +32,7 @@ class Failure(RuntimeError):
 
 
 class Refused(Exception):
-    """What is wrong with a file, as its checks say it to each other: part of an `InputError`."""
+    """What is wrong with a file or a trial, as its checks say it to each other."""
 
 
 def shown(value: Any, most: int = 500) -> str:

@@ -29,7 +29,7 @@ ERRORS = {
 
 
 # What `config.json` says of the data beside how it is loaded.
-_DATA_FACTS = ("name", "train_poses")
+_DATA_FACTS = ("name", "digest", "train_poses")
 _DATA_OPTIONS = {"source", "validation", "test", "stride", "noise_px", "seed"}
 _CMU_OPTIONS = {"train_cameras", "mixed_trunks"}
 MAX_RECORD_BYTES = 1 << 20

@@ -1,6 +1,7 @@
 """Writing without loss: every file appears whole, under its final name, or not at all."""
 
 import contextlib
+import hashlib
 import json
 import os
 import re
@@ -74,6 +75,12 @@ def copy_file(source: str | os.PathLike, target: str | os.PathLike) -> None:
     """Copies a file to `target`, atomically."""
     with atomic_path(target) as temporary:
         shutil.copyfile(source, temporary)
+
+
+def digest_of(path: str | os.PathLike) -> str:
+    """The start of a file's SHA-256, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
 def sync_folder(folder: Path) -> None:

@@ -86,6 +86,9 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self):
+        for name, module in (("scheme", schemes), ("skeleton", skeletons)):
+            if isinstance(getattr(self, name), Mapping):  # a record, as in a file
+                object.__setattr__(self, name, module.get(getattr(self, name)))
         self.solved_channels()
         for name in ("batch_size", "epochs"):
             check_integer(name, getattr(self, name), least=1)
@@ -110,6 +113,10 @@ class TrainConfig:
                 "`decay_steps` or `decay_epochs` must be given, and only one of them. "
                 f"Received: decay_steps={self.decay_steps}, decay_epochs={self.decay_epochs}"
             )
+        for field in fields(self):  # equal settings are the same run
+            value = getattr(self, field.name)
+            if field.type in (float, float | None) and value is not None:
+                object.__setattr__(self, field.name, float(value))
 
     def build_model(self) -> keras.Model:
         """The untrained model, its weights drawn from `seed`."""
@@ -159,11 +166,7 @@ class TrainConfig:
             raise InputError(f"`config` must be a mapping. Received: config={shown(config)}")
         if unknown := sorted(map(str, set(config) - set(known))):
             raise InputError(f"`config` must have keys among {known}. Received: {shown(unknown)}")
-        values = dict(config)
-        for name, module in (("scheme", schemes), ("skeleton", skeletons)):
-            if isinstance(values.get(name), Mapping):
-                values[name] = module.get(values[name])
-        return cls(**values)
+        return cls(**config)
 
 
 RECIPES: dict[str, TrainConfig] = {

@@ -242,10 +242,9 @@ class _Run:
         return len(self.history)
 
     def _claim_folder(self, facts: Mapping[str, Any]) -> None:
-        record = {
-            "config": self.config.get_config(),
-            "data": {"name": self.data.name, "train_poses": len(self.data.train), **facts},
-        }
+        own = {"name": self.data.name, "digest": self.data.digest}
+        data = {**own, "train_poses": len(self.data.train), **facts}
+        record = {"config": self.config.get_config(), "data": data}
         record = json.loads(json.dumps(record))  # tuples become lists, as in the file
         path = self.folder / "config.json"
         remove_leftovers(self.folder)
@@ -264,10 +263,11 @@ class _Run:
             write_json(path, {**record, "environment": ran_on})
 
     def _read_record(self, path: Path) -> dict[str, Any]:
-        """What `config.json` says; a setting that an older version did not know has its default."""
+        """What `config.json` says, and for what an older version did not say, what it meant."""
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
             found["config"] = TrainConfig.from_config(found["config"]).get_config()
+            found["data"] = {"digest": self.data.digest, **found["data"]}
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(
                 f"`folder` must be new, or hold a run, but {path.name} is unreadable ({error}). "

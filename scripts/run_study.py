@@ -11,6 +11,7 @@ from typing import Any
 
 from cli import add_options, add_subjects, leave, run
 
+from keras_wsgcn.errors import InputError
 from keras_wsgcn.recipes import TrainConfig
 from keras_wsgcn.studies.spec import StudySpec, load_spec, merge_settings
 from keras_wsgcn.studies.workers import run as run_study
@@ -86,6 +87,11 @@ def read_study(path: Path, options: argparse.Namespace) -> StudySpec:
     data = {name: value for name, value in given.items() if value is not None}
     names = {field.name for field in dataclasses.fields(TrainConfig)}
     settings = {name: value for name, value in vars(options).items() if name in names}
+    if clash := spec.varied(settings):
+        raise InputError(
+            f"`{clash[0]}` must be left out: the study sets it for each of its trials. "
+            f"Received: {clash[0]}={settings[clash[0]]}, for {str(path)!r}"
+        )
     if not data and not settings:
         return spec
     return dataclasses.replace(

@@ -94,6 +94,8 @@ def test_a_trial_is_repeated_exactly(studied, tmp_path, capsys):
         (train_command, ["--from-trial", "{storage}", "0", "--epochs", "3"], "without other"),
         (run_study, ["none.toml"], "`spec` must be a TOML file"),
         (run_study, ["{spec}", "--epochs", "3", "--folder", "{folder}"], "differs in"),
+        (run_study, ["studies/table2.toml", "--budget", "1e5"], "`budget` must be left out"),
+        (run_study, ["studies/tradeoff.toml", "--dropout", "0.4"], "`dropout` must be left out"),
         (run_study, ["{spec}", "--workers", "0", "--folder", "{folder}"], "`workers` must be"),
         (run_study, ["{spec}", "--storage", "nonsense://x"], "`storage` must be"),
         (report_study, ["{spec}", "--name", "other", "--folder", "{folder}"], "run_study.py"),

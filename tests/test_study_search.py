@@ -168,6 +168,29 @@ def test_the_scheme_can_be_searched(tmp_path, stand_in):
 
 
 @pytest.mark.plain
+def test_settings_that_no_model_has_are_refused_and_the_search_goes_on(tmp_path, stand_in):
+    space = {
+        "scheme": {"choices": ["no_sharing", "full_sharing"]},
+        "channels": {"choices": [8, 2000]},
+        "batch_size": {"choices": [32, 10**6]},
+        "clip_norm": {"low": 0.5, "high": 2.0},
+    }
+    search = {"trials": 24, "space": space}
+    spec = spec_of(SEARCH, grid=[], config={"blocks": 1, "epochs": 2}, search=search)
+    assert run(spec, tmp_path, verbose=False)
+    trials = study_of(tmp_path, "search").get_trials()
+    refused = [trial for trial in trials if trial.user_attrs["outcome"] == "refused"]
+    assert {trial.state.name for trial in refused} == {"PRUNED"}
+    reasons = " ".join(trial.user_attrs["reason"] for trial in refused)
+    assert "must give at most 85,000,000 parameters" in reasons
+    assert "`batch_size` 1000000 exceeds" in reasons
+    assert any(trial.state.name == "COMPLETE" for trial in trials)
+    results = read_storage(spec, tmp_path / "search" / "study.sqlite3")
+    tried = [trial.params["clip_norm"] for trial in trials]
+    assert results.runs["clip_norm"].tolist() == pytest.approx(tried)
+
+
+@pytest.mark.plain
 def test_a_tuned_study_runs_its_search_first_and_takes_its_best(tmp_path, stand_in):
     tuning = spec_of(SEARCH)
     tuned = spec_of(FIXED, name="tuned", grid=[{"scheme": "pre_agg"}])

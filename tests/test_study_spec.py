@@ -189,21 +189,49 @@ def test_bad_searches(tmp_path, old, new, words):
 def test_a_search_of_schemes_leaves_operations_out(tmp_path):
     text = SEARCH.replace('scheme = ["pre_agg", "no_sharing"]', "forward_mflop = 2.0")
     text = text.replace("channels = { low = 4, high = 32, log = true }", "")
-    with pytest.raises(InputError, match="`forward_mflop` must be left out"):
-        load_spec(write(tmp_path, text + 'scheme = { choices = "all" }'))
+    for searched in ('scheme = { choices = "all" }', "blocks = { low = 1, high = 4 }"):
+        with pytest.raises(InputError, match="`forward_mflop` must be left out"):
+            load_spec(write(tmp_path, text + searched))
 
 
 def test_tuning_must_be_a_search_of_the_same_schemes_with_one_objective(tmp_path):
     one = SEARCH.replace('objectives = ["val_mpjpe_mm", "params"]', "")
+    sized = one
+    one = one.replace("channels = { low = 4, high = 32, log = true }", "")
     write(tmp_path, one, "tuning")
     text = 'tuned_by = "tuning"\n' + FIXED
     with pytest.raises(InputError, match=r"must tune every scheme of the grid.*post_agg"):
         load_spec(write(tmp_path, text))
     fits = text.split('[[grid]]\nscheme = "post_agg"')[0]
     assert load_spec(write(tmp_path, fits)).tuned_by.name == "tuning"
-    write(tmp_path, SEARCH, "tuning")
-    with pytest.raises(InputError, match="`tuned_by` must be a search with one objective"):
-        load_spec(write(tmp_path, fits))
+    for tuning, words in (
+        (SEARCH, "`tuned_by` must be a search with one objective"),
+        (sized, "`tuned_by` must be left to set 'channels' alone"),
+        (
+            one.replace("batch_size = {", "epochs = {"),
+            "`tuned_by` must be left to set 'epochs' alone",
+        ),
+        (one.replace("[[grid]]", "[[grid]]\nblocks = [2, 4]"), "must tune each scheme once"),
+    ):
+        write(tmp_path, tuning, "tuning")
+        with pytest.raises(InputError, match=words):
+            load_spec(write(tmp_path, fits))
+
+
+@pytest.mark.parametrize("name", ["/tmp/index", "../x", "a/b", ".hidden", "", "x" * 101])
+def test_a_name_that_could_leave_the_folder_is_refused(name, tmp_path):
+    with pytest.raises(InputError, match="`name` must be a plain name"):
+        load_spec(write(tmp_path, f'name = "{name}"\n' + FIXED))
+
+
+def test_own_schemes_are_told_by_their_names(tmp_path):
+    own = '{ name = "mine", split = "depth", per = "source" }'
+    spec = load_spec(write(tmp_path, FIXED.replace('"post_agg"', own)))
+    assert spec.cells[-1].label == "mine"
+    assert spec.cells[-1].config.scheme.name == "mine"
+    again = StudySpec.from_config(json.loads(json.dumps(spec.get_config())))
+    assert [cell.label for cell in again.cells] == [cell.label for cell in spec.cells]
+    assert again.cells == spec.cells
 
 
 def test_a_missing_spec_names_those_that_are_there(tmp_path):
@@ -239,8 +267,10 @@ def test_the_papers_tables_have_the_papers_models():
         assert len(ours) == len(wanted)
         for row in wanted.itertuples():
             near = [p for scheme, p in ours if scheme == row.scheme]
-            if row.scheme == "no_sharing":
-                continue  # the paper's has more kernels than the skeleton has edges
+            # Where Tables 2 and 3 state channels, the paper's no-sharing has more kernels than the
+            # skeleton has edges.
+            if row.scheme == "no_sharing" and table != 4:
+                continue
             assert any(abs(p / row.params_millions - 1) < 0.03 for p in near), row
     for scheme, size in itertools.product(
         ("pre_agg", "post_agg", "full_sharing"), (4.2, 2.1, 1.05)

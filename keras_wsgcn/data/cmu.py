@@ -16,6 +16,7 @@ from keras_wsgcn.data.archive import Motion, MotionArchive, load_archive
 from keras_wsgcn.data.cameras import Camera
 from keras_wsgcn.data.poses import PoseDataset, Splits, observe
 from keras_wsgcn.errors import InputError, check_choice
+from keras_wsgcn.files import digest_of
 
 DATA_VARIABLE = "KERAS_WSGCN_DATA"
 ARCHIVE_NAME = "cmu17_30fps.npz"
@@ -191,4 +192,11 @@ def load_cmu24(
         train, validation = (
             with_detector_trunk(poses, poses.camera % 2 == 1) for poses in (train, validation)
         )
-    return Splits("cmu24", train, validation, part(TEST_SUBJECTS), seen_actions=SEEN_ACTIONS)
+    return Splits(
+        name="cmu24",
+        train=train,
+        validation=validation,
+        test=part(TEST_SUBJECTS),
+        seen_actions=SEEN_ACTIONS,
+        digest=digest_of(path),
+    )

@@ -137,6 +137,7 @@ class Splits:
         seen_actions: actions whose test errors are also given apart from the others', because they
             are trained on; of CMU-24.
         keypoints: `"gt"` or `"cpn"` for Human3.6M, whose errors the paper's tables have.
+        digest: of the file that they were read from, by which a run knows its data again.
 
     Raises:
         InputError: if two of them share a subject.
@@ -148,6 +149,7 @@ class Splits:
     test: PoseDataset
     seen_actions: tuple[str, ...] = ()
     keypoints: str = ""
+    digest: str = ""
 
     def __post_init__(self):
         people = [set(part.subject.tolist()) for part in (self.train, self.validation, self.test)]

@@ -3,6 +3,7 @@
 import inspect
 import os
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from keras_wsgcn.data import human36m
@@ -11,6 +12,7 @@ from keras_wsgcn.data.cmu import four_cameras, load_cmu24
 from keras_wsgcn.data.motions import generate_motions
 from keras_wsgcn.data.poses import Splits, observe, observe_splits
 from keras_wsgcn.errors import InputError, check_integers, shown
+from keras_wsgcn.files import digest_of
 
 # Which of the eight generated people are held out.
 _GENERATED_VALIDATION, _GENERATED_TEST = (6,), (7, 8)
@@ -88,16 +90,20 @@ def load_splits(
     if test is not None:
         test = check_integers("test", test, least=0)
     archive = load_archive(data)
+    digest = digest_of(data)
     if human36m.is_human36m(archive):
-        return human36m.split(archive, validation=validation, test=test, **options)
+        splits = human36m.split(archive, validation=validation, test=test, **options)
+        return replace(splits, digest=digest)
     if not validation or not test:
         raise InputError(
             "`validation` and `test` must name subjects of the archive. "
             f"Received: validation={shown(validation)}, test={shown(test)}"
         )
     cameras = None if archive.views else four_cameras
-    name = Path(data).stem
-    return observe_splits(archive, cameras, name=name, validation=validation, test=test, **options)
+    splits = observe_splits(
+        archive, cameras, name=Path(data).stem, validation=validation, test=test, **options
+    )
+    return replace(splits, digest=digest)
 
 
 def check_options(data: str | os.PathLike, options: Mapping[str, object]) -> None:

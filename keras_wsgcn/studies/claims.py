@@ -295,6 +295,20 @@ def check_claims(
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
+def is_repeated(runs: pd.DataFrame, *, size: str = "params") -> bool:
+    """Whether a scheme of one size was trained with one seed more than once, in other settings.
+
+    Args:
+        runs: as `check_claims` takes them, which refuses such runs.
+        size: likewise.
+    """
+    finished = runs[runs["outcome"] == "finished"]
+    if not len(finished):  # the table may have no other columns yet
+        return False
+    sized = finished.assign(size=_sizes(finished[size]))
+    return bool(sized.duplicated(["scheme", "size", "seed"]).any())
+
+
 def summarise_claims(comparisons: pd.DataFrame) -> pd.DataFrame:
     """The verdict on each claim.
 

@@ -8,6 +8,7 @@ machine, or another container with the same files, where locks work as well.
 import atexit
 import functools
 import getpass
+import os
 import tempfile
 import uuid
 from pathlib import Path
@@ -54,7 +55,9 @@ def is_dead(life: Any) -> bool:
 
 
 def _folder() -> Path:
-    folder = Path(tempfile.gettempdir()) / f"keras_wsgcn-{getpass.getuser()}"
+    # In a container a user may have a number only.
+    user = os.getuid() if hasattr(os, "getuid") else getpass.getuser()
+    folder = Path(tempfile.gettempdir()) / f"keras_wsgcn-{user}"
     folder.mkdir(mode=0o700, exist_ok=True)
     return folder
 

@@ -100,7 +100,7 @@ def _distribution(name: str, value: Any) -> BaseDistribution | None:
         return CategoricalDistribution(_CHOICES[name])
     if isinstance(value, bool):
         return CategoricalDistribution((False, True))
-    if isinstance(value, int):
+    if isinstance(value, int):  # a setting that can be a fraction is never one
         return IntDistribution(0, max(value, 2**31))
     return FloatDistribution(0.0, max(value, 1e12)) if isinstance(value, float) else None
 

@@ -17,8 +17,8 @@ import pandas as pd
 from keras_wsgcn import markdown, schemes, skeletons
 from keras_wsgcn.files import write_text
 from keras_wsgcn.studies import figures
-from keras_wsgcn.studies.claims import check_claims, summarise_claims
-from keras_wsgcn.studies.results import StudyResults
+from keras_wsgcn.studies.claims import check_claims, is_repeated, summarise_claims
+from keras_wsgcn.studies.results import SETTINGS, StudyResults
 from keras_wsgcn.studies.spec import StudySpec, solve
 
 # Tables 2 to 7 of the paper.
@@ -58,12 +58,19 @@ def sections(spec: StudySpec, results: StudyResults, command: str) -> list[Secti
         parts.append(Section("What mattered", text=_IMPORTANCE, table=importance_table(results)))
     else:
         parts.append(Section("Errors", text=_ERRORS, table=errors_table(spec, results)))
-        size = "forward_mflop" if _is_by_flops(spec) else "params"
-        comparisons = check_claims(results.runs, results.subjects, size=size)
-        claims = summarise_claims(comparisons)
-        parts.append(Section("The paper's conclusions on this data", text=_CLAIMS, table=claims))
-        parts.append(Section("Comparisons behind them", table=_comparisons(comparisons)))
+        parts += _conclusions(spec, results)
     return [part for part in parts if part.text or (part.table is not None and len(part.table))]
+
+
+def _conclusions(spec: StudySpec, results: StudyResults) -> list[Section]:
+    size, title = _size_of(spec), "The paper's conclusions on this data"
+    if is_repeated(results.runs, size=size):
+        return [Section(title, text=_NO_CLAIMS)]
+    comparisons = check_claims(results.runs, results.subjects, size=size)
+    return [
+        Section(title, text=_CLAIMS, table=summarise_claims(comparisons)),
+        Section("Comparisons behind them", table=_comparisons(comparisons)),
+    ]
 
 
 _ERRORS = (
@@ -78,14 +85,20 @@ _CLAIMS = (
     "by the schemes that this study has run. With eight subjects the intervals are a little "
     "narrow, and one seed says nothing about others."
 )
+_NO_CLAIMS = (
+    "Not checked: they compare schemes and sizes, and this study varies other settings of one "
+    "scheme at one size."
+)
 _IMPORTANCE = (
     "Share that each parameter has in reaching the best trials by validation error (PED-ANOVA, "
     "Watanabe et al., 2023)."
 )
 
 
-def _is_by_flops(spec: StudySpec) -> bool:
-    return any("forward_mflop" in table for table in (spec.config, *spec.grid))
+def _size_of(spec: StudySpec) -> str:
+    """In what the sizes of a study's models are given."""
+    by_flops = any("forward_mflop" in table for table in (spec.config, *spec.grid))
+    return "forward_mflop" if by_flops else "params"
 
 
 def _status(runs: pd.DataFrame) -> str:
@@ -138,6 +151,10 @@ def errors_table(spec: StudySpec, results: StudyResults) -> pd.DataFrame:
     """One row a cell: its errors over seeds, and the paper's."""
     rows = []
     tuned = ["learning_rate", "kernel_gain", "weight_decay"] if spec.tuned_by else []
+    known = results.runs.reindex(
+        columns=[n for n in SETTINGS if n not in (*tuned, "budget", "seed")]
+    )
+    tuned += [str(name) for name, count in known.nunique().items() if count > 1]
     for _, runs in results.runs.groupby("cell", sort=False):
         done = runs[runs["outcome"] == "finished"]
         first = (done if len(done) else runs).iloc[0]

@@ -5,7 +5,7 @@ The tables are read from the storage, or from the CSVs that were written of them
 
 import os
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +17,16 @@ from optuna.trial import FrozenTrial
 from keras_wsgcn import schemes
 from keras_wsgcn.errors import InputError
 from keras_wsgcn.files import write_text
+from keras_wsgcn.recipes import TrainConfig
 from keras_wsgcn.studies import storage as storages
 from keras_wsgcn.studies.planning import objectives_of, slots_of
 from keras_wsgcn.studies.spec import Cell, StudySpec, solve
 
-_SETTINGS = (
-    "blocks", "dropout", "non_local", "affinity", "kernel_gain", "batch_size", "epochs",
-    "learning_rate", "weight_decay", "seed",
-)  # fmt: skip
+SETTINGS = tuple(
+    field.name
+    for field in fields(TrainConfig)
+    if field.name not in ("scheme", "channels", "skeleton")
+)
 # What the columns of the headline are called in the table of runs.
 _HEADLINE = {"subject_mean_mpjpe_mm": "mpjpe_mm", "subject_mean_p_mpjpe_mm": "p_mpjpe_mm"}
 _WHOLE = ("trial", "channels", "params", "seed", "best_epoch", "batch_size", "blocks", "epochs")
@@ -38,9 +40,9 @@ class StudyResults:
 
     Args:
         runs: one row a slot: `study`, `cell`, `slot`, `trial` (number in the storage), `outcome`
-            (`"finished"`, `"pruned"`, `"diverged"`, `"out_of_memory"`, `"failed"`, or
-            `"not run"`), `reason`, the settings, `params`, `forward_mflop`, errors in mm,
-            seconds, and what it ran on.
+            (`"finished"`, `"pruned"`, `"diverged"`, `"refused"`,
+            `"out_of_memory"`, `"failed"`, or `"not run"`), `reason`, the settings, `params`,
+            `forward_mflop`, errors in mm, seconds, and what it ran on.
         subjects: `study`, `trial`, `split`, `subject`, `poses`, `mpjpe_mm`, `p_mpjpe_mm`.
         epochs: `study`, `trial`, `epoch`, `loss_m2`, `mpjpe_mm`, `val_mpjpe_mm`,
             `learning_rate`, `seconds`.
@@ -104,7 +106,9 @@ def _tables(spec: StudySpec, storage: RDBStorage) -> StudyResults:
                 tables["runs"].append({**start, **_not_run(spec, cell, seed)})
                 continue
             trial = max(found[slot], key=lambda t: (storages.is_settled(t), t.number))
-            row = {**start, **_run_row(trial)}
+            begun = TrainConfig.from_config(trial.user_attrs["start"]["config"])
+            planned = _not_run(spec, replace(cell, config=begun), seed)
+            row = {**start, **planned, **_run_row(trial)}
             if str(trial.number) in front:
                 row[_FRONT] = front[str(trial.number)]
             tables["runs"].append(row)
@@ -140,7 +144,8 @@ def _run_row(trial: FrozenTrial) -> dict[str, Any]:
     }
     config = known.get("config") or known["start"]["config"]
     row |= {"scheme": schemes.get(config["scheme"]).name, **known.get("size", {})}
-    row |= {name: config[name] for name in _SETTINGS}
+    # Where a budget was searched the configuration has its channels.
+    row |= {name: trial.params.get(name, config.get(name)) for name in SETTINGS}
     row["data"] = Path(known["start"]["data"]["source"]).stem
     row["stride"] = known["start"]["data"].get("stride", 1)
     metrics = known.get("metrics", {})

@@ -101,8 +101,13 @@ class StudySpec:
     def __post_init__(self):
         for name in ("name", "title", "note"):
             value = getattr(self, name)
-            if not isinstance(value, str) or (name == "name" and not value):
+            if not isinstance(value, str):
                 raise InputError(f"`{name}` must be a string. Received: {name}={shown(value)}")
+        if not _FILE_NAME.fullmatch(self.name):  # its files and folders are called so
+            raise InputError(
+                "`name` must be a plain name: a letter, a digit or `_`, then also spaces and any "
+                f"of `.+=-`, 100 characters at most. Received: name={shown(self.name)}"
+            )
         if self.paper_table is not None:
             check_integer("paper_table", self.paper_table, least=1)
         check_choice("recipe", self.recipe, RECIPES)
@@ -147,10 +152,10 @@ class StudySpec:
                     f"`search.space` must leave out what the grid sets. Received: {name}"
                 )
         by_flops = any("forward_mflop" in table for table in (self.config, *self.grid))
-        if by_flops and "scheme" in search.space:
+        if by_flops and (sized := [name for name in _SIZE_SETTINGS if name in search.space]):
             raise InputError(
-                "`forward_mflop` must be left out where the scheme is searched: it would be solved "
-                "for one scheme only. Received: forward_mflop, and scheme in search.space"
+                f"`forward_mflop` must be left out where {sized[0]!r} is searched: it would be "
+                f"solved for one only. Received: forward_mflop, and {sized} in search.space"
             )
         if len(searched) > 1:
             raise InputError(f"`search.space` must have one size at most. Received: {searched}")
@@ -163,12 +168,33 @@ class StudySpec:
             raise InputError(
                 f"`tuned_by` must be a search with one objective. Received: {tuning.name!r}"
             )
-        tuned = {cell.config.scheme for cell in tuning.cells}
-        if missing := {cell.config.scheme for cell in self.cells} - tuned:
+        schemes_of = [cell.config.scheme for cell in tuning.cells]
+        if "scheme" in tuning.search.space or len(set(schemes_of)) < len(schemes_of):
+            raise InputError(
+                "`tuned_by` must tune each scheme once, in a cell of its own. "
+                f"Received: {tuning.name!r}"
+            )
+        if missing := {cell.config.scheme for cell in self.cells} - set(schemes_of):
             raise InputError(
                 f"`tuned_by` must tune every scheme of the grid. Received: {tuning.name!r}, "
                 f"without {sorted(map(str, missing))}"
             )
+        if clash := self.varied(tuning.search.space, self.config):
+            raise InputError(
+                f"`tuned_by` must be left to set {clash[0]!r} alone. "
+                f"Received: {tuning.name!r}, which tunes {list(tuning.search.space)}"
+            )
+
+    def varied(self, names: Iterable[str], *more: Mapping[str, Any]) -> list[str]:
+        """Which of some settings the study itself sets: in its grid or search, or in `more`.
+
+        Of the sizes any one sets them all.
+        """
+        set_here = {name for table in (*self.grid, *more) for name in table}
+        set_here |= set(self.search.space) if self.search else set()
+        if set_here & set(SIZES):
+            set_here |= set(SIZES)
+        return [name for name in names if name in set_here]
 
     @property
     def cells(self) -> list[Cell]:
@@ -336,7 +362,7 @@ def _values(name: str, value: Any) -> list[Any]:
 
 def _label(setting: Mapping[str, Any], names: Iterable[str]) -> str:
     parts = [
-        _short(setting[name]) if name == "scheme" else f"{name}={_short(setting[name])}"
+        schemes.get(setting[name]).name if name == "scheme" else f"{name}={_short(setting[name])}"
         for name in names
         if name in setting
     ]

@@ -17,7 +17,7 @@ import optuna
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
-from keras_wsgcn.errors import InputError
+from keras_wsgcn.errors import InputError, check_integer
 from keras_wsgcn.files import atomic_path
 from keras_wsgcn.recipes import TrainConfig
 from keras_wsgcn.studies import liveness
@@ -27,7 +27,7 @@ HEARTBEAT_SECONDS = 10
 GRACE = 6
 BEGUN = "begun"  # the user attribute of a trial whose process can be told to live
 # How a trial can end by itself; any other failed trial is tried again.
-OUTCOMES = ("finished", "pruned", "diverged", "out_of_memory")
+OUTCOMES = ("finished", "pruned", "diverged", "refused", "out_of_memory")
 
 
 def open_storage(location: str | os.PathLike, heartbeat_seconds: int | None = None) -> RDBStorage:
@@ -48,7 +48,8 @@ def open_storage(location: str | os.PathLike, heartbeat_seconds: int | None = No
     import sqlalchemy
 
     url = storage_url(location)
-    seconds = heartbeat_seconds or HEARTBEAT_SECONDS
+    seconds = HEARTBEAT_SECONDS if heartbeat_seconds is None else heartbeat_seconds
+    check_integer("heartbeat_seconds", seconds, least=1)
     is_file = url.startswith("sqlite")
     try:
         if is_file:
@@ -358,7 +359,7 @@ def is_live(trial: FrozenTrial) -> bool:
 
 
 def is_settled(trial: FrozenTrial) -> bool:
-    """Whether a trial ended by itself: with a result, pruned, or for want of memory."""
+    """Whether a trial ended by itself: with a result, pruned, refused, or for want of memory."""
     return outcome(trial) in OUTCOMES
 
 

@@ -18,6 +18,7 @@ import optuna
 from keras_wsgcn.data.poses import PoseDataset, Splits
 from keras_wsgcn.data.sources import load_splits
 from keras_wsgcn.environment import environment
+from keras_wsgcn.errors import InputError, Refused
 from keras_wsgcn.evaluation import ERRORS, evaluate, headline
 from keras_wsgcn.recipes import TrainConfig
 from keras_wsgcn.saving import read_metadata
@@ -75,6 +76,9 @@ class Objective:
             # Pruned, not failed: samplers learn nothing from failed trials.
             _end(trial, "diverged", began, str(error))
             raise optuna.TrialPruned(str(error)) from error
+        except Refused as error:
+            _end(trial, "refused", began, str(error))
+            raise optuna.TrialPruned(str(error)) from error
         except KeyboardInterrupt:
             _end(trial, "interrupted", began)
             raise
@@ -88,22 +92,19 @@ class Objective:
     def _run(self, trial: optuna.Trial) -> tuple[float, ...]:
         keras.utils.clear_session()  # frees the last trial's model
         start = trial.user_attrs["start"]
-        config = TrainConfig.from_config(start["config"])
-        if self.search:
-            config = with_settings(config, suggest(trial, self.search))
-        size = solve(config)
-        # By its channels, so that equal models at whatever budget are the same run.
-        config = with_settings(config, {"channels": size["channels"]})
+        config, size = self._configured(trial)
         trial.set_user_attr("config", config.get_config())
         trial.set_user_attr("size", size)
         data = self._load(start["data"], config)
-        folders = self._folders(config, start["data"])
+        if self.search and config.batch_size > len(data.train):
+            raise Refused(f"`batch_size` {config.batch_size} exceeds {len(data.train)} poses")
+        folders = self._folders(config, {**start["data"], "digest": data.digest})
         own = folders[config.seed]
         trial.set_user_attr("folder", own.name)
         self.folder.mkdir(parents=True, exist_ok=True)
         with contextlib.ExitStack() as locks:
             for folder in sorted(folders.values()):  # in one order, lest two wait for each other
-                locks.enter_context(filelock.FileLock(folder.with_suffix(".lock")))
+                locks.enter_context(filelock.FileLock(folder.with_name(f"{folder.name}.lock")))
             if is_finished(config, _history(own)):
                 folders = {config.seed: own}
             results = train_together(
@@ -127,6 +128,22 @@ class Objective:
             measured["latency_ms"] = latency_ms({"": result.model})[""]
             trial.set_user_attr("latency_ms", measured["latency_ms"])
         return tuple(float(measured[name]) for name in self.search.objectives)
+
+    def _configured(self, trial: optuna.Trial) -> tuple[TrainConfig, dict[str, Any]]:
+        """What a trial trains, and its size.
+
+        Raises:
+            Refused: if a search has put together what no model has: the next trial may fit.
+        """
+        config = TrainConfig.from_config(trial.user_attrs["start"]["config"])
+        if self.search:
+            try:
+                config = with_settings(config, suggest(trial, self.search))
+            except InputError as error:
+                raise Refused(first_line(error)) from error
+        size = solve(config)
+        # By its channels, so that equal models at whatever budget are the same run.
+        return with_settings(config, {"channels": size["channels"]}), size
 
     def _folders(self, config: TrainConfig, data: Mapping[str, Any]) -> dict[int, Path]:
         """For each seed that is trained together with this one the folder of its run."""

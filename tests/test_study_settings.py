@@ -1,0 +1,74 @@
+"""Settings, schemes and data of one's own, which studies must take, tell apart and report."""
+
+# ruff: noqa: F401, F811 (fixtures of another file)
+
+import dataclasses
+
+import pytest
+from study_stand_in import FIXED, few_poses, spec_of, stand_in, states, study_of
+
+from keras_wsgcn import InputError
+from keras_wsgcn.studies import trials as study_trials
+from keras_wsgcn.studies.report import sections
+from keras_wsgcn.studies.results import read_storage
+from keras_wsgcn.studies.workers import run
+
+pytestmark = pytest.mark.plain
+
+
+def test_numbers_without_a_fraction_are_settings_too(tmp_path, stand_in):
+    grid = [{"scheme": "pre_agg", "dropout": [0, 0.1], "kernel_gain": [1, 0.5]}]
+    spec = spec_of(FIXED, grid=grid, seeds=[0])
+    assert run(spec, tmp_path, verbose=False)
+    trials = study_of(tmp_path, "fixed").get_trials()
+    assert [t.params["dropout"] for t in trials] == [0.0, 0.0, 0.1, 0.1]
+    assert len(set(stand_in.trained)) == 4
+    parts = sections(spec, read_storage(spec, tmp_path / "fixed" / "study.sqlite3"), "command")
+    table = next(part.table for part in parts if part.title == "Errors")
+    assert table["dropout"].tolist() == [0.0, 0.0, 0.1, 0.1]
+    assert table["kernel_gain"].tolist() == [1.0, 0.5, 1.0, 0.5]
+    (conclusions,) = [part for part in parts if "conclusions" in part.title]
+    assert "Not checked" in conclusions.text
+
+
+def test_own_schemes_are_trained_and_reported(tmp_path, stand_in):
+    own = {"name": "mine", "split": "depth", "per": "source"}
+    spec = spec_of(FIXED, grid=[{"scheme": ["pre_agg", own]}], seeds=[0])
+    assert run(spec, tmp_path, verbose=False)
+    assert states(tmp_path) == {"pre_agg seed=0": ["COMPLETE"], "mine seed=0": ["COMPLETE"]}
+    results = read_storage(spec, tmp_path / "fixed" / "study.sqlite3")
+    assert results.runs["scheme"].tolist() == ["pre_agg", "mine"]
+
+
+def test_data_that_changed_is_trained_anew(tmp_path, stand_in, few_poses, monkeypatch):
+    one = spec_of(FIXED, name="one", seeds=[0])
+    assert run(one, tmp_path, verbose=False)
+    changed = dataclasses.replace(few_poses, digest="x")
+    monkeypatch.setattr(study_trials, "load_splits", lambda source, **options: changed)
+    assert run(dataclasses.replace(one, name="two"), tmp_path, verbose=False)
+    assert len(set(stand_in.trained)) == 4
+
+
+def test_each_run_has_a_lock_of_its_own(tmp_path, stand_in):
+    """Though the name of the data has a dot, and so that of the runs."""
+    data = {"source": "motions.v2.npz", "validation": [2], "test": [3]}
+    assert run(spec_of(FIXED, data=data, seeds=[0]), tmp_path, verbose=False)
+    names = {path.name for path in (tmp_path / "trials").glob("*.lock")}
+    assert names == {f"{name}.lock" for name in stand_in.trained}
+
+
+def test_slots_that_still_wait_have_their_size(tmp_path, stand_in):
+    spec = spec_of(FIXED)
+    stand_in.fails[1] = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        run(spec, tmp_path, verbose=False)
+    results = read_storage(spec, tmp_path / "fixed" / "study.sqlite3")
+    assert "waiting" in results.runs["outcome"].tolist()
+    assert results.runs["forward_mflop"].notna().all()
+    assert sections(spec, results, "command")
+
+
+@pytest.mark.parametrize("seconds", [0, -1])
+def test_a_heartbeat_takes_time(seconds, tmp_path):
+    with pytest.raises(InputError, match="`heartbeat_seconds` must be an integer of at least 1"):
+        run(spec_of(FIXED), tmp_path, heartbeat_seconds=seconds)
