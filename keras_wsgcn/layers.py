@@ -104,7 +104,7 @@ class GraphConv(keras.layers.Layer):
         self.bias_constraint = keras.constraints.get(bias_constraint)
 
     def build(self, input_shape):
-        channels = _check_input(self, input_shape)
+        channels, self.input_spec = _check_input(self, input_shape)
         self.contraction = self.scheme.contraction(self.skeleton, channels, self.units)
         self.kernel = self.add_weight(
             name="kernel",
@@ -133,8 +133,10 @@ class GraphConv(keras.layers.Layer):
             matrices = graph_ops.mixing_matrices(self.contraction, self.skeleton.affinity)
             if keras.backend.backend() == "torch":
                 # A compiled backend takes the arrays as constants; torch runs eagerly, and would
-                # copy them to the device at every call.
-                matrices = [ops.convert_to_tensor(m, self.compute_dtype) for m in matrices]
+                # copy them to the device at every call. But where Keras builds by shapes alone, as
+                # within a subclassed model, tensors have no values.
+                tensors = [ops.convert_to_tensor(m, self.compute_dtype) for m in matrices]
+                matrices = matrices if any(t.is_meta for t in tensors) else tensors
             self._mixing = matrices
         self.built = True
 
@@ -268,7 +270,7 @@ class GraphNonLocal(keras.layers.Layer):
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
 
     def build(self, input_shape):
-        channels = _check_input(self, input_shape)
+        channels, self.input_spec = _check_input(self, input_shape)
         if channels < 2:
             raise InputError(
                 "`inputs` must have at least 2 channels, of which the block takes half. "
@@ -333,9 +335,9 @@ class GraphNonLocal(keras.layers.Layer):
 
     def _linear(self, units: int, name: str) -> keras.layers.Layer:
         # One for each map, as Keras has it: an initializer that draws twice repeats itself.
-        initializer = self.kernel_initializer.__class__.from_config(
-            self.kernel_initializer.get_config()
-        )
+        initializer = self.kernel_initializer
+        if isinstance(initializer, keras.initializers.Initializer):  # it may be a function
+            initializer = initializer.__class__.from_config(initializer.get_config())
         return keras.layers.Dense(
             units, kernel_initializer=initializer, name=name, dtype=self.dtype_policy
         )
@@ -388,8 +390,8 @@ class Turn(keras.layers.Layer):
         return {**super().get_config(), "source": self.source, "target": self.target}
 
 
-def _check_input(layer, input_shape) -> int:
-    """The channels of an input with the right joints; also sets the layer's `input_spec`."""
+def _check_input(layer, input_shape) -> tuple[int, keras.layers.InputSpec]:
+    """The channels of an input with the right joints, and what other inputs must be like."""
     shape, joints = tuple(input_shape), layer.skeleton.num_joints
     at_joints, at_channels = map(layer.layout.index, "jc")
     if len(shape) != 3 or shape[at_joints] != joints or not shape[at_channels]:
@@ -398,11 +400,8 @@ def _check_input(layer, input_shape) -> int:
             f"`inputs` must have the shape {wanted} with the {joints} joints of skeleton "
             f"{layer.skeleton.name!r}. Received: inputs.shape={shape}"
         )
-    channels = shape[at_channels]
-    layer.input_spec = keras.layers.InputSpec(
-        ndim=3, axes={at_joints: joints, at_channels: channels}
-    )
-    return channels
+    axes = {at_joints: joints, at_channels: shape[at_channels]}
+    return shape[at_channels], keras.layers.InputSpec(ndim=3, axes=axes)
 
 
 def _per_kernel(initializer):

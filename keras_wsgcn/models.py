@@ -65,7 +65,8 @@ def build_model(
 
     Returns:
         A `keras.Model` from `(batch, joints, 2)` normalised screen coordinates to
-        `(batch, joints, 3)` metres in the camera frame, relative to the root.
+        `(batch, joints, 3)` metres in the camera frame, relative to the root. In between the
+        batch is not the first axis; `Turn` brings it there.
 
     Raises:
         InputError: if an argument is out of range.
@@ -115,7 +116,7 @@ def build_model(
             affinity=affinity,
             layout=layout,
             kernel_initializer=keras.initializers.VarianceScaling(
-                scale=kernel_gain**2,  # the bound grows with the root of the scale
+                scale=float(kernel_gain) ** 2,  # the bound grows with the root of the scale
                 mode="fan_avg",
                 distribution="uniform",
             ),
@@ -129,7 +130,7 @@ def build_model(
             axis=layout.index("c"), momentum=0.9, epsilon=1e-5, name=f"{name}_norm"
         )(x)
         x = keras.layers.ReLU(name=f"{name}_relu")(x)
-        return keras.layers.Dropout(dropout, name=f"{name}_dropout")(x) if dropout else x
+        return keras.layers.Dropout(float(dropout), name=f"{name}_dropout")(x) if dropout else x
 
     def non_local_block(x, name):
         return GraphNonLocal(skeleton, layout=layout, name=name)(x) if non_local else x

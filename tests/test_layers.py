@@ -294,6 +294,59 @@ def test_refuses_inputs_with_other_joints(layer, shape):
         layer.build(shape)
 
 
+@pytest.mark.parametrize("affinity", ["fixed", "learned"])
+def test_within_a_model_of_a_users_own(affinity, rng):
+    """Keras builds it by shapes alone, under torch on a device without values."""
+
+    class Inner(keras.layers.Layer):
+        def __init__(self):
+            super().__init__()
+            self.conv = GraphConv(5, "no_sharing", affinity=affinity)
+            self.non_local = GraphNonLocal()
+
+        def call(self, inputs):
+            return self.non_local(self.conv(inputs))
+
+    class Lifter(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.inner, self.conv = Inner(), GraphConv(3, "post_agg", affinity=affinity)
+
+        def call(self, inputs):
+            return self.conv(self.inner(inputs))
+
+    x, lifter = rng.normal(size=(4, 16, 2)).astype("float32"), Lifter()
+    y = lifter.predict(x, verbose=0)
+    alone = [GraphConv(5, "no_sharing", affinity=affinity), GraphNonLocal()]
+    alone += [GraphConv(3, "post_agg", affinity=affinity)]
+    theirs, wanted = [lifter.inner.conv, lifter.inner.non_local, lifter.conv], x
+    for layer, other in zip(alone, theirs, strict=True):
+        layer.build(wanted.shape)
+        layer.set_weights(other.get_weights())
+        wanted = keras.ops.convert_to_numpy(layer(wanted))
+    assert np.abs(wanted).max() > 0.1
+    np.testing.assert_allclose(y, wanted, atol=1e-5)
+    lifter.compile("adam", "mse")
+    assert np.isfinite(lifter.fit(x, np.zeros((4, 16, 3)), verbose=0).history["loss"][0])
+
+
+@pytest.mark.parametrize("layer", [GraphConv(4, "pre_agg"), GraphNonLocal()], ids=["conv", "nl"])
+def test_a_question_about_shapes_changes_nothing(layer):
+    layer.build((None, 16, 2))
+    assert layer.compute_output_shape((7, 16, 5))[:2] == (7, 16)
+    assert layer(np.zeros((2, 16, 2), "float32")).shape[0] == 2
+
+
+def test_initializers_can_be_functions(rng):
+    def ones(shape, dtype=None):
+        return keras.ops.ones(shape, dtype)
+
+    x = rng.normal(size=(2, 16, 4)).astype("float32")
+    for layer in (GraphConv(4, "pre_agg", kernel_initializer=ones),
+                  GraphNonLocal(kernel_initializer=ones)):  # fmt: skip
+        assert np.isfinite(keras.ops.convert_to_numpy(layer(x))).all()
+
+
 def test_non_local_refuses_a_single_channel():
     with pytest.raises(InputError, match="at least 2 channels"):
         GraphNonLocal().build((2, 16, 1))
