@@ -15,6 +15,7 @@ import keras
 import numpy as np
 
 from keras_wsgcn.devices import keep_freed_memory
+from keras_wsgcn.saving import build_optimizer
 from keras_wsgcn.torch_steps import torch_runner
 
 # Trains on the rows `(models, steps, batch_size)` of the data, for those models that shall learn.
@@ -53,7 +54,7 @@ class Epochs:
         keep_freed_memory()
         self.models, self.batch_size = models, batch_size
         for model in models:
-            model.optimizer.build(model.trainable_variables)
+            build_optimizer(model)
             _build_metrics(model, inputs[:1], targets[:1])
         runner = _RUNNERS[keras.backend.backend()]
         if jit_compile and keras.backend.backend() == "torch":

@@ -14,7 +14,7 @@ from keras_wsgcn import metrics, skeletons
 from keras_wsgcn.data.poses import PoseDataset, Splits
 from keras_wsgcn.data.sources import load_splits
 from keras_wsgcn.errors import InputError, check_choice, shown
-from keras_wsgcn.training import predict
+from keras_wsgcn.prediction import predict
 
 # Tables 5, 6 and 7 of the paper: Human3.6M by action.
 PAPER_TABLES = Path(__file__).with_name("paper_actions.csv")

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 
 @contextlib.contextmanager
 def atomic_path(target: str | os.PathLike) -> Iterator[Path]:
@@ -69,6 +71,13 @@ def write_text(target: str | os.PathLike, text: str) -> None:
 def write_json(target: str | os.PathLike, value: Any) -> None:
     """Writes `value` as indented JSON to `target`, atomically."""
     write_text(target, json.dumps(value, indent=2) + "\n")
+
+
+def plain(value: Any) -> Any:
+    """A number of NumPy's as one of Python's, which JSON can hold: for `json.dumps(default=)`."""
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"{type(value).__name__} is nothing that JSON can hold")
 
 
 def copy_file(source: str | os.PathLike, target: str | os.PathLike) -> None:

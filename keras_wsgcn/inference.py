@@ -20,8 +20,8 @@ from keras_wsgcn.data.keypoints import DETECTED, MISSING, ORIGINS, KeypointTrack
 from keras_wsgcn.errors import InputError, check_choice, check_integer, check_number
 from keras_wsgcn.files import atomic_path
 from keras_wsgcn.models import describe
+from keras_wsgcn.prediction import predict
 from keras_wsgcn.skeletons import Skeleton
-from keras_wsgcn.training import predict
 
 MAX_POSES = 4_000_000  # people times frames: 2 GB of arrays
 COORDINATES = "3D in metres, camera frame (x right, y down, z away), relative to the root joint"

@@ -2,11 +2,14 @@
 
 import contextlib
 import math
+import random
+import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
 import keras
+import numpy as np
 
 from keras_wsgcn import metrics, schemes, skeletons
 from keras_wsgcn.errors import (
@@ -18,6 +21,7 @@ from keras_wsgcn.errors import (
     shown,
 )
 from keras_wsgcn.models import DEFAULT_KERNEL_GAIN, build_model, checked_channels
+from keras_wsgcn.saving import build_optimizer, dtype_policy
 from keras_wsgcn.schemes import Scheme
 from keras_wsgcn.skeletons import Skeleton
 
@@ -113,15 +117,17 @@ class TrainConfig:
                 "`decay_steps` or `decay_epochs` must be given, and only one of them. "
                 f"Received: decay_steps={self.decay_steps}, decay_epochs={self.decay_epochs}"
             )
-        for field in fields(self):  # equal settings are the same run
-            value = getattr(self, field.name)
-            if field.type in (float, float | None) and value is not None:
-                object.__setattr__(self, field.name, float(value))
+        for field in fields(self):  # equal settings are the same run, and JSON can hold them
+            value, kinds = getattr(self, field.name), typing.get_args(field.type) or (field.type,)
+            for kind in {bool, int, float} & set(kinds):
+                if value is not None:
+                    object.__setattr__(self, field.name, kind(value))
 
     def build_model(self) -> keras.Model:
         """The untrained model, its weights drawn from `seed`."""
-        keras.utils.set_random_seed(self.seed)
-        with _dtype_policy(self.precision if "mixed" in self.precision else "float32"):
+        policy = self.precision if "mixed" in self.precision else "float32"
+        with dtype_policy(policy), random_state_kept():
+            keras.utils.set_random_seed(self.seed)
             return build_model(self.scheme, **self._model_arguments())
 
     def solved_channels(self) -> int:
@@ -200,13 +206,14 @@ RECIPES: dict[str, TrainConfig] = {
 
 
 @contextlib.contextmanager
-def _dtype_policy(name: str) -> Iterator[None]:
-    before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(name)
+def random_state_kept() -> Iterator[None]:
+    """Within it Keras can be seeded; what a user draws from Python and NumPy stays as it was."""
+    of_python, of_numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
     try:
         yield
     finally:
-        keras.config.set_dtype_policy(before)
+        random.setstate(of_python)
+        np.random.set_state(of_numpy)  # noqa: NPY002
 
 
 def compile_model(model: keras.Model, config: TrainConfig, steps_per_epoch: int) -> None:
@@ -220,4 +227,4 @@ def compile_model(model: keras.Model, config: TrainConfig, steps_per_epoch: int)
         loss="mse",
         metrics=[metrics.MPJPE()],
     )
-    model.optimizer.build(model.trainable_variables)
+    build_optimizer(model)

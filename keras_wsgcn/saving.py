@@ -1,9 +1,11 @@
 """Saving and loading: a `.keras` file that also says what it holds, written whole or not at all."""
 
+import contextlib
 import json
 import os
 import tempfile
 import zipfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,8 @@ from keras_wsgcn import (
     screening,
 )
 from keras_wsgcn.errors import InputError, Refused
-from keras_wsgcn.files import atomic_path
+from keras_wsgcn.files import atomic_path, plain
+from keras_wsgcn.hdf5 import check_arrays
 from keras_wsgcn.models import describe
 
 # How inputs are normalised and what comes out: the same for every model of the library.
@@ -46,8 +49,9 @@ def save_model(model: keras.Model, path: str | os.PathLike, **facts: Any) -> Non
         "normalisation": NORMALISATION,
         **getattr(model, "metadata", {}),
         **facts,
+        "dtype_policy": model.dtype_policy.name,
     }
-    text = json.dumps(metadata, indent=2)
+    text = json.dumps(metadata, indent=2, default=plain)
     with atomic_path(path) as temporary:
         model.save(temporary)
         _finish(temporary, text)
@@ -63,8 +67,11 @@ def _finish(path: Path, metadata: str) -> None:
                 content = saved.read(member)
                 if member.filename == "config.json":
                     config = _portable(json.loads(content))
-                    _check_readable(config)
                     content = json.dumps(config).encode()
+                    without = {k: v for k, v in config.items() if k != "compile_config"}
+                    _check_readable(screening.check_config, without)
+                elif member.filename == screening.WEIGHTS_MEMBER:
+                    _check_readable(check_arrays, content, member.filename)
                 _check_size(member.filename, content)
                 archive.writestr(member, content)
             _check_size(screening.METADATA_MEMBER, metadata.encode())
@@ -74,14 +81,13 @@ def _finish(path: Path, metadata: str) -> None:
         rewritten.unlink(missing_ok=True)
 
 
-def _check_readable(config: dict[str, Any]) -> None:
+def _check_readable(check: Callable[..., Any], *content: Any) -> None:
     """Refuses to write what `load_model` would refuse to open."""
     try:
-        screening.check_config({k: v for k, v in config.items() if k != "compile_config"})
+        check(*content)
     except Refused as problem:
         raise InputError(
-            f"`model` must be one that `load_model` opens: {problem}. "
-            f"Received: model={config['config'].get('name')!r}"
+            f"`model` must be one that `load_model` opens. Received: a model of which {problem}"
         ) from None
 
 
@@ -151,15 +157,35 @@ def load_model(path: str | os.PathLike, *, compile: bool = True) -> keras.Model:
             screening.check_compilation(compilation)
     except Refused as problem:
         raise screening.refusal(path, f"{problem}; load it with compile=False") from None
+    # A model of this policy is compiled with a scaled loss.
+    halves = file.metadata.get("dtype_policy") == "mixed_float16"
     try:
-        model = keras.saving.deserialize_keras_object(file.config, safe_mode=True)
-        if compilation is not None:
-            model.compile_from_config(compilation)
+        with dtype_policy("mixed_float16") if halves else contextlib.nullcontext():
+            model = keras.saving.deserialize_keras_object(file.config, safe_mode=True)
+            if compilation is not None:
+                model.compile_from_config(compilation)
     except Exception as error:  # the tables are met, but the values make no model
         raise screening.refusal(path, f"it describes no model ({_first_line(error)})") from None
     _load_state(model, file, path, optimizer=compilation is not None)
     model.metadata = file.metadata
     return model
+
+
+@contextlib.contextmanager
+def dtype_policy(name: str) -> Iterator[None]:
+    """Within it models are built under another policy than Keras's global one."""
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(name)
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
+
+
+def build_optimizer(model: keras.Model) -> None:
+    """Makes the variables of a model's optimiser: once, for one that scales losses adds its own."""
+    if not model.optimizer.built:
+        model.optimizer.build(model.trainable_variables)
 
 
 def restore_model(model: keras.Model, path: str | os.PathLike) -> dict[str, Any]:
@@ -188,7 +214,7 @@ def _load_state(
 ) -> None:
     """Weights and, for a compiled model, the optimiser's state, or none of it if none was saved."""
     if optimizer:
-        model.optimizer.build(model.trainable_variables)
+        build_optimizer(model)
         wanted, found = len(model.optimizer.variables), file.optimizer_variables
         # An optimiser that has not begun has its step count and rate. Keras would only warn of
         # any other number, and begin anew.

@@ -18,16 +18,15 @@ import pandas as pd
 
 from keras_wsgcn import metrics, skeletons
 from keras_wsgcn.data.poses import PoseDataset, Splits
-from keras_wsgcn.devices import data_parallel, float32_products, keep_freed_memory, replicas
+from keras_wsgcn.devices import data_parallel, float32_products
 from keras_wsgcn.environment import environment
 from keras_wsgcn.epochs import Epochs
 from keras_wsgcn.errors import Failure, InputError, check_integer, shown
-from keras_wsgcn.files import copy_file, remove_leftovers, write_json, write_text
-from keras_wsgcn.recipes import TrainConfig, compile_model
+from keras_wsgcn.files import copy_file, plain, remove_leftovers, write_json, write_text
+from keras_wsgcn.prediction import predict
+from keras_wsgcn.recipes import TrainConfig, compile_model, random_state_kept
 from keras_wsgcn.saving import load_model, restore_model, save_model
-from keras_wsgcn.torch_steps import check_jit_compile, replay_predictions
-
-PREDICT_BATCH = 1024
+from keras_wsgcn.torch_steps import check_jit_compile
 
 
 class DivergenceError(Failure):
@@ -70,7 +69,8 @@ def train(
         config: what to train, and how.
         data: training and validation poses; the test poses are not looked at.
         folder: the run's folder.
-        callbacks: Keras callbacks; they are told of the run's and the epochs' begin and end.
+        callbacks: Keras callbacks; they are told of the run's and the epochs' begin and end. One
+            may set `model.stop_training`; called again, the run goes on.
         facts: what `config.json` shall also say, such as the stride of the data.
         devices: over how many accelerators each batch is spread (JAX and TensorFlow).
         verbose: whether to print a line an epoch.
@@ -155,6 +155,7 @@ def check_together(count: int) -> int:
     return count
 
 
+@random_state_kept()
 def _train(
     settings: Sequence[tuple[TrainConfig, Path, Sequence[keras.callbacks.Callback]]],
     data: Splits,
@@ -245,7 +246,7 @@ class _Run:
         own = {"name": self.data.name, "digest": self.data.digest}
         data = {**own, "train_poses": len(self.data.train), **facts}
         record = {"config": self.config.get_config(), "data": data}
-        record = json.loads(json.dumps(record))  # tuples become lists, as in the file
+        record = json.loads(json.dumps(record, default=plain))  # as in the file
         path = self.folder / "config.json"
         remove_leftovers(self.folder)
         if path.exists():
@@ -276,7 +277,8 @@ class _Run:
         return json.loads(json.dumps(found))
 
     def is_over(self) -> bool:
-        return bool(self.error) or is_finished(self.config, self.history)
+        finished = is_finished(self.config, self.history)
+        return finished or bool(self.error) or self.model.stop_training
 
     def next_order(self) -> np.ndarray:
         """The rows of the coming epoch; its dropout is seeded."""
@@ -366,20 +368,6 @@ def _best_epoch(history: Sequence[Mapping[str, Any]]) -> int:
     """The epoch, counted from 1, with the lowest validation error; 0 before the first."""
     errors = [row["val_mpjpe_mm"] for row in history]
     return errors.index(min(errors)) + 1 if errors else 0
-
-
-def predict(model: keras.Model, pose2d: np.ndarray) -> np.ndarray:
-    """Lifts poses in batches: `(poses, joints, 2)` to `(poses, joints, 3)` metres."""
-    if not len(pose2d):
-        return np.empty((0, *model.output_shape[1:]), np.float32)
-    count = replicas()
-    whole = np.pad(pose2d, ((0, -len(pose2d) % count), (0, 0), (0, 0)), mode="edge")
-    batch = PREDICT_BATCH // count * count  # each device takes its share of every batch
-    keep_freed_memory()
-    if keras.backend.backend() == "torch":
-        replay_predictions(model, batch)
-    with float32_products():
-        return np.asarray(model.predict(whole, batch_size=batch, verbose=0))[: len(pose2d)]
 
 
 def subject_mean_mm(poses: PoseDataset, predicted: np.ndarray) -> float:

@@ -25,7 +25,7 @@ from keras_wsgcn.environment import environment
 from keras_wsgcn.errors import InputError
 from keras_wsgcn.exporting import FORMATS, TOLERANCE_M, ExportError, export
 from keras_wsgcn.files import write_text
-from keras_wsgcn.training import predict
+from keras_wsgcn.prediction import predict
 
 BACKENDS = ("tensorflow", "jax", "torch")
 _POSES = 64

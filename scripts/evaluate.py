@@ -22,8 +22,8 @@ from keras_wsgcn.evaluation import (
     worst_median_best,
 )
 from keras_wsgcn.files import write_text
+from keras_wsgcn.prediction import predict
 from keras_wsgcn.saving import load_model
-from keras_wsgcn.training import predict
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -25,12 +25,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--data",
-        default="generated",
         help=f"one of {', '.join(SOURCES)}, or the path of a motion archive (default: generated)",
     )
-    parser.add_argument("--stride", type=int, default=1, help="take every n-th frame")
+    parser.add_argument("--stride", type=int, help="take every n-th frame (default: 1)")
     parser.add_argument(
-        "--noise-px", type=float, default=0.0, help="detector noise on the 2D input, in pixels"
+        "--noise-px", type=float, help="detector noise on the 2D input, in pixels (default: 0)"
     )
     parser.add_argument(
         "--train-cameras", choices=CAMERAS, help="cameras of the training poses (cmu24 only)"
@@ -53,7 +52,6 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--recipe",
         choices=RECIPES,
-        default="cmu",
         help="named configuration, which the options below change (default: cmu)",
     )
     parser.add_argument("--name", help="name of the run (default: data, scheme and seed)")
@@ -67,6 +65,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+# What is said of the data where nothing is given.
+DATA = {"source": "generated", "stride": 1, "noise_px": 0.0}
 DATA_OPTIONS = ("stride", "noise_px", "train_cameras", "mixed_trunks", "validation", "test")
 
 
@@ -74,16 +74,18 @@ def settings(options: argparse.Namespace) -> tuple[TrainConfig, dict[str, Any]]:
     """What to train, and the data: its `source` and further options."""
     names = {field.name for field in dataclasses.fields(TrainConfig)}
     changes = {name: value for name, value in vars(options).items() if name in names}
-    data = {name: value for name in DATA_OPTIONS if (value := getattr(options, name)) is not None}
+    data = {"source": options.data, **{name: getattr(options, name) for name in DATA_OPTIONS}}
+    data = {name: value for name, value in data.items() if value is not None}
     if options.from_trial:
-        if changes:
+        recipe = ["recipe"] if options.recipe else []
+        if given := [*recipe, *data, *changes]:
             raise InputError(
-                f"`--from-trial` must stand without other settings. Received: {sorted(changes)}"
+                f"`--from-trial` must stand without other settings. Received: {sorted(given)}"
             )
         storage, number = options.from_trial
         return settings_of_trial(storage, number, options.study)
-    config = dataclasses.replace(RECIPES[options.recipe], **changes)
-    return config, {"source": options.data, **data}
+    config = dataclasses.replace(RECIPES[options.recipe or "cmu"], **changes)
+    return config, DATA | data
 
 
 def settings_of_trial(
@@ -115,6 +117,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     folder = options.runs / name
     print(f"{len(splits.train)} training and {len(splits.validation)} validation poses; {folder}")
     callbacks = []
+    if options.pictures:
+        from keras_wsgcn.plots import new_figure
+
+        new_figure(1, 1)  # says before the work is done if matplotlib is missing
     if options.tensorboard:
         import keras
         import tensorboard  # noqa: F401  Keras itself asks for it only after an epoch

@@ -22,7 +22,7 @@ DATA = (
     "data.keypoints", "data.keypoint_tracks", "data.keypoint_files",
 )  # fmt: skip
 LAST = (
-    "recipes", "environment", "devices", "torch_steps", "epochs", "training",
+    "recipes", "environment", "devices", "torch_steps", "epochs", "prediction", "training",
     "evaluation", "plots", "inference", "animation",
     "exporting.folding", "exporting.formats", "exporting.writers", "exporting.exports",
     "serving.config", "serving.client", "serving.stand_in",

@@ -4,7 +4,7 @@ import pytest
 
 from keras_wsgcn import InputError, build_model, metrics
 from keras_wsgcn.evaluation import ERRORS, evaluate, headline, table_by, worst_median_best
-from keras_wsgcn.training import predict
+from keras_wsgcn.prediction import predict
 
 # Two subjects; walking has four poses, sitting one.
 ERROR_ROWS = pd.DataFrame(

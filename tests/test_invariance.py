@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from keras_wsgcn import build_model, evaluate, load_splits, training
+from keras_wsgcn import build_model, evaluate, load_splits, prediction, training
 from keras_wsgcn.evaluation import headline
 
 
@@ -23,7 +23,7 @@ def model():
 def test_errors_do_not_depend_on_the_batch_size(model, poses, monkeypatch):
     whole = evaluate(model, poses)
     for batch in (1, 7, len(poses) - 1):
-        monkeypatch.setattr(training, "PREDICT_BATCH", batch)
+        monkeypatch.setattr(prediction, "PREDICT_BATCH", batch)
         few = evaluate(model, poses.subset(np.arange(60))) if batch == 1 else evaluate(model, poses)
         for column in ("mpjpe_mm", "p_mpjpe_mm"):
             np.testing.assert_allclose(few[column], whole[column][: len(few)], atol=1e-3)
@@ -37,7 +37,7 @@ def test_errors_do_not_depend_on_the_order_of_subjects(model, poses):
     one, other = evaluate(model, poses), evaluate(model, poses.subset(turned))
     for name, value in headline(one).items():
         assert headline(other)[name] == pytest.approx(value, rel=1e-6), name
-    predicted = training.predict(model, poses.pose2d)
+    predicted = prediction.predict(model, poses.pose2d)
     assert training.subject_mean_mm(poses.subset(turned), predicted[turned]) == pytest.approx(
         training.subject_mean_mm(poses, predicted), rel=1e-6
     )

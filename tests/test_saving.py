@@ -7,7 +7,7 @@ import pytest
 from testing import BACKENDS, run_python
 
 from keras_wsgcn import InputError, Scheme, Skeleton, build_model, load_model, save_model
-from keras_wsgcn.saving import read_metadata
+from keras_wsgcn.saving import dtype_policy, read_metadata
 
 # Each backend saves a trained model, with what it predicts and what its optimiser holds ...
 SAVES = """
@@ -103,6 +103,35 @@ def test_what_could_not_be_opened_again_is_not_written(model, tmp_path):
     with pytest.raises(InputError, match=r"at most \d+ bytes of 'keras_wsgcn.json'. Received: "):
         save_model(model, tmp_path / "m.keras", note="x" * (1 << 20))
     assert not list(tmp_path.iterdir())
+
+
+def test_numbers_of_numpy_s_are_saved(tmp_path):
+    budget, rate = np.int64(20_000), np.float32(0.125)
+    model = build_model("pre_agg", budget=budget, blocks=0, dropout=rate, kernel_gain=rate)
+    save_model(model, tmp_path / "m.keras", note=np.float64(0.5))
+    metadata = load_model(tmp_path / "m.keras").metadata
+    assert (metadata["budget"], metadata["dropout"], metadata["note"]) == (20_000, 0.125, 0.5)
+
+
+@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16", "mixed_float16", "bfloat16"])
+def test_a_compiled_model_of_any_policy_goes_on_or_is_not_saved(policy, rng, tmp_path):
+    poses = rng.uniform(-1, 1, (4, 16, 2)).astype("float32")
+    with dtype_policy(policy):
+        model = build_model("pre_agg", channels=4, blocks=0)
+        model.compile("adam", "mse")
+        model.fit(poses, np.zeros((4, 16, 3)), verbose=0)
+    path = tmp_path / "m.keras"
+    if policy == "bfloat16":
+        with pytest.raises(InputError, match=r"one that `load_model` opens.*plain numbers"):
+            save_model(model, path)
+        assert not list(tmp_path.iterdir())
+        return
+    save_model(model, path)
+    again = load_model(path)
+    assert len(again.optimizer.variables) == len(model.optimizer.variables)
+    again.fit(poses, np.zeros((4, 16, 3)), verbose=0)
+    save_model(again, path)
+    assert int(load_model(path).optimizer.iterations) == 2
 
 
 def test_a_failed_save_leaves_the_old_file(model, tmp_path, monkeypatch):

@@ -92,6 +92,8 @@ def test_a_trial_is_repeated_exactly(studied, tmp_path, capsys):
         (train_command, ["--from-trial", "{storage}", "x"], "must end in a trial's number"),
         (train_command, ["--from-trial", "none.db", "0"], "`storage` must be a SQLite file"),
         (train_command, ["--from-trial", "{storage}", "0", "--epochs", "3"], "without other"),
+        (train_command, ["--from-trial", "{storage}", "0", "--stride", "9"], "without other"),
+        (train_command, ["--from-trial", "{storage}", "0", "--recipe", "cmu"], "without other"),
         (run_study, ["none.toml"], "`spec` must be a TOML file"),
         (run_study, ["{spec}", "--epochs", "3", "--folder", "{folder}"], "differs in"),
         (run_study, ["studies/table2.toml", "--budget", "1e5"], "`budget` must be left out"),

@@ -2,6 +2,7 @@ import dataclasses
 import json
 import math
 import os
+import random
 import re
 import shutil
 from pathlib import Path
@@ -15,11 +16,11 @@ from keras_wsgcn import InputError, Scheme, load_model
 from keras_wsgcn.data.poses import Splits
 from keras_wsgcn.data.sources import load_splits
 from keras_wsgcn.environment import environment
+from keras_wsgcn.prediction import predict
 from keras_wsgcn.recipes import RECIPES, TrainConfig
 from keras_wsgcn.saving import read_metadata
 from keras_wsgcn.training import (
     DivergenceError,
-    predict,
     subject_mean_mm,
     train,
 )
@@ -213,6 +214,42 @@ def test_callbacks_hear_of_every_epoch(data, tmp_path):
     train(config, data, tmp_path / "f", callbacks=[Listener()], verbose=False)
     names = ["learning_rate", "loss", "mpjpe_mm", "seconds", "val_mpjpe_mm"]
     assert heard == ["begin", (0, names), (1, names), "end"]
+
+
+def test_a_callback_can_end_the_run(data, tmp_path):
+    class Stop(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            self.model.stop_training = epoch == 1
+
+    result = train(SMALL, data, tmp_path / "s", callbacks=[Stop()], verbose=False)
+    assert len(result.history) == 2
+    assert len(train(SMALL, data, tmp_path / "s", verbose=False).history) == 3
+
+
+def test_what_a_user_draws_stays_random(data, tmp_path):
+    config = dataclasses.replace(SMALL, epochs=1)
+    random.seed(1)
+    np.random.seed(1)  # noqa: NPY002
+    wanted = random.random(), np.random.uniform()  # noqa: NPY002
+    random.seed(1)
+    np.random.seed(1)  # noqa: NPY002
+    train(config, data, tmp_path / "r", verbose=False)
+    assert (random.random(), np.random.uniform()) == wanted  # noqa: NPY002
+
+
+def test_numbers_of_numpy_s_are_numbers(data, tmp_path):
+    config = dataclasses.replace(
+        SMALL,
+        channels=np.int64(6),
+        epochs=np.int32(1),
+        seed=np.int64(0),
+        dropout=np.float32(0.25),
+        non_local=np.bool_(False),
+    )
+    assert config == dataclasses.replace(SMALL, epochs=1, dropout=0.25)
+    train(config, data, tmp_path / "n", facts={"stride": np.int64(3)}, verbose=False)
+    record = json.loads((tmp_path / "n" / "config.json").read_text())
+    assert (record["config"]["channels"], record["data"]["stride"]) == (6, 3)
 
 
 def test_divergence_keeps_the_last_good_epoch(data, tmp_path):

@@ -25,8 +25,8 @@ from keras_wsgcn.exporting.folding import inference_model
 from keras_wsgcn.exporting.formats import FORMATS, SIGNATURES, check_packages, format_of
 from keras_wsgcn.files import sync_folder
 from keras_wsgcn.models import describe
+from keras_wsgcn.prediction import predict
 from keras_wsgcn.saving import load_model, save_model
-from keras_wsgcn.training import predict
 
 TOLERANCE_M = 1e-5
 PARITY_BATCHES = (1, 7, 64)

@@ -15,8 +15,6 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from keras_wsgcn import schemes
 from keras_wsgcn.budget import count_flops, count_params, solve_channels
 from keras_wsgcn.data.sources import check_options
@@ -27,6 +25,7 @@ from keras_wsgcn.errors import (
     check_integers,
     shown,
 )
+from keras_wsgcn.files import plain
 from keras_wsgcn.recipes import RECIPES, TrainConfig
 from keras_wsgcn.studies.search import (
     SETTINGS,
@@ -224,7 +223,7 @@ class StudySpec:
 
     def get_config(self) -> dict[str, Any]:
         """The study as JSON and TOML can hold it; `from_config` reads it back."""
-        return _without_none(json.loads(json.dumps(asdict(self), default=_plain)))
+        return _without_none(json.loads(json.dumps(asdict(self), default=plain)))
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "StudySpec":
@@ -306,13 +305,6 @@ def _parsed(path: Path) -> dict[str, Any]:
             f"{path}: `spec` must be a TOML file that can be read ({error}). "
             f"Received: spec={str(path)!r}"
         ) from None
-
-
-def _plain(value: Any) -> Any:
-    """A number of NumPy's as one of Python's, which JSON can hold."""
-    if isinstance(value, np.generic):
-        return value.item()
-    raise TypeError(type(value).__name__)
 
 
 def _without_none(value: Any) -> Any:

@@ -1,0 +1,23 @@
+"""Prediction of many poses, as fast as the backend and its devices can."""
+
+import keras
+import numpy as np
+
+from keras_wsgcn.devices import float32_products, keep_freed_memory, replicas
+from keras_wsgcn.torch_steps import replay_predictions
+
+PREDICT_BATCH = 1024
+
+
+def predict(model: keras.Model, pose2d: np.ndarray) -> np.ndarray:
+    """Lifts poses in batches: `(poses, joints, 2)` to `(poses, joints, 3)` metres."""
+    if not len(pose2d):
+        return np.empty((0, *model.output_shape[1:]), np.float32)
+    count = replicas()
+    whole = np.pad(pose2d, ((0, -len(pose2d) % count), (0, 0), (0, 0)), mode="edge")
+    batch = PREDICT_BATCH // count * count  # each device takes its share of every batch
+    keep_freed_memory()
+    if keras.backend.backend() == "torch":
+        replay_predictions(model, batch)
+    with float32_products():
+        return np.asarray(model.predict(whole, batch_size=batch, verbose=0))[: len(pose2d)]
