@@ -33,7 +33,8 @@ _LARGEST_METRES = 30.0  # a person is smaller; also what 16 bits hold in millime
 _GAP = 0.35  # metres between people side by side
 _GRID = 0.5  # metres between the lines behind the skeleton
 _AZIMUTH, _ELEVATION = -60, 12  # degrees; beside the camera, where depth can be seen
-_SIZE, _DPI = (8.0, 4.6), 100  # inches, pixels an inch; even numbers of pixels for video
+# Inches, and pixels an inch. Video takes even numbers, and matplotlib 3.8 makes 459 pixels of 4.6.
+_SIZE, _DPI = (8.0, 4.601), 100
 _GIF_COLOURS = 64
 _NO_TAGS = str.maketrans("<>", "‹›")  # which plotly would read, and not always escaped
 _MISSING = -32768  # stands for NaN among the 16-bit integers of a page
