@@ -14,7 +14,7 @@ from keras_wsgcn import metrics, skeletons
 from keras_wsgcn.data.poses import PoseDataset, Splits
 from keras_wsgcn.data.sources import load_splits
 from keras_wsgcn.errors import InputError, check_choice, shown
-from keras_wsgcn.prediction import predict
+from keras_wsgcn.prediction import predict, root_aligned
 
 # Tables 5, 6 and 7 of the paper: Human3.6M by action.
 PAPER_TABLES = Path(__file__).with_name("paper_actions.csv")
@@ -86,9 +86,9 @@ def evaluate(model: keras.Model, poses: PoseDataset) -> pd.DataFrame:
         poses: what to evaluate on.
 
     Returns:
-        One row a pose: `subject`, `action`, `take`, `camera`, `frame`, and the errors `mpjpe_mm`
-        (protocol 1), `p_mpjpe_mm` (protocol 2, after similarity Procrustes), `n_mpjpe_mm`,
-        `pck150_percent` and `auc_percent`.
+        One row a pose: `subject`, `action`, `take`, `camera`, `frame`, and the errors, of poses
+        aligned at the root: `mpjpe_mm` (protocol 1), `p_mpjpe_mm` (protocol 2, after similarity
+        Procrustes), `n_mpjpe_mm`, `pck150_percent` and `auc_percent`.
 
     Raises:
         InputError: if the model takes other joints.
@@ -99,7 +99,7 @@ def evaluate(model: keras.Model, poses: PoseDataset) -> pd.DataFrame:
             f"`poses` must fit the model's input, (poses, {wanted[0]}, {wanted[1]}). "
             f"Received: poses.pose2d.shape={poses.pose2d.shape}"
         )
-    predicted = predict(model, poses.pose2d)
+    predicted = root_aligned(predict(model, poses.pose2d), poses.skeleton.root)
     columns = {name: getattr(poses, name) for name in ("subject", "action", "take", "camera")}
     errors = {name: error(poses.pose3d, predicted) for name, error in ERRORS.items()}
     return pd.DataFrame({**columns, "frame": poses.frame, **errors})

@@ -20,7 +20,7 @@ from keras_wsgcn.data.keypoints import DETECTED, MISSING, ORIGINS, KeypointTrack
 from keras_wsgcn.errors import InputError, check_choice, check_integer, check_number
 from keras_wsgcn.files import atomic_path
 from keras_wsgcn.models import describe
-from keras_wsgcn.prediction import predict
+from keras_wsgcn.prediction import predict, root_aligned
 from keras_wsgcn.skeletons import Skeleton
 
 MAX_POSES = 4_000_000  # people times frames: 2 GB of arrays
@@ -196,7 +196,7 @@ def lift_tracks_with(
         usable[person, rows] = converted.usable
     if usable.any():
         lifted = lift(pose2d[usable], image_size)
-        pose3d[usable] = lifted - lifted[:, [skeleton.root]]
+        pose3d[usable] = root_aligned(lifted, skeleton.root)
     return PoseSequence(
         pose3d=pose3d,
         pose2d=pose2d,

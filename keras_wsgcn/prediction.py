@@ -21,3 +21,11 @@ def predict(model: keras.Model, pose2d: np.ndarray) -> np.ndarray:
         replay_predictions(model, batch)
     with float32_products():
         return np.asarray(model.predict(whole, batch_size=batch, verbose=0))[: len(pose2d)]
+
+
+def root_aligned(poses: np.ndarray, root: int) -> np.ndarray:
+    """Poses `(poses, joints, 3)` relative to their root, as protocol 1 compares them.
+
+    The target is so by itself; a model predicts the root as any other joint.
+    """
+    return poses - poses[:, [root]]

@@ -23,7 +23,7 @@ from keras_wsgcn.environment import environment
 from keras_wsgcn.epochs import Epochs
 from keras_wsgcn.errors import Failure, InputError, check_integer, shown
 from keras_wsgcn.files import copy_file, plain, remove_leftovers, write_json, write_text
-from keras_wsgcn.prediction import predict
+from keras_wsgcn.prediction import predict, root_aligned
 from keras_wsgcn.recipes import TrainConfig, compile_model, random_state_kept
 from keras_wsgcn.saving import load_model, restore_model, save_model
 from keras_wsgcn.torch_steps import check_jit_compile
@@ -371,8 +371,8 @@ def _best_epoch(history: Sequence[Mapping[str, Any]]) -> int:
 
 
 def subject_mean_mm(poses: PoseDataset, predicted: np.ndarray) -> float:
-    """MPJPE in millimetres: the mean over subjects of their means over frames."""
-    errors = metrics.mpjpe(poses.pose3d, predicted)
+    """MPJPE in millimetres, protocol 1: the mean over subjects of their means over frames."""
+    errors = metrics.mpjpe(poses.pose3d, root_aligned(predicted, poses.skeleton.root))
     return float(pd.Series(errors).groupby(poses.subject).mean().mean())
 
 

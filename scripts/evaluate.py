@@ -22,7 +22,7 @@ from keras_wsgcn.evaluation import (
     worst_median_best,
 )
 from keras_wsgcn.files import write_text
-from keras_wsgcn.prediction import predict
+from keras_wsgcn.prediction import predict, root_aligned
 from keras_wsgcn.saving import load_model
 
 
@@ -93,7 +93,7 @@ def draw(folder: Path, picture: str, model, poses: PoseDataset, errors: pd.DataF
     ]
     plot_poses(
         examples.pose3d,
-        predict(model, examples.pose2d),
+        root_aligned(predict(model, examples.pose2d), poses.skeleton.root),
         folder / picture,
         skeleton=poses.skeleton,
         pose2d=examples.pose2d,

@@ -2,9 +2,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from keras_wsgcn import InputError, build_model, metrics
+from keras_wsgcn import InputError, build_model, evaluation, load_splits, metrics
 from keras_wsgcn.evaluation import ERRORS, evaluate, headline, table_by, worst_median_best
 from keras_wsgcn.prediction import predict
+from keras_wsgcn.training import subject_mean_mm
 
 # Two subjects; walking has four poses, sitting one.
 ERROR_ROWS = pd.DataFrame(
@@ -16,11 +17,22 @@ ERROR_ROWS = pd.DataFrame(
 )
 
 
+def test_predictions_are_aligned_at_the_root(monkeypatch):
+    """Protocol 1: wherever a model puts the root, the pose around it is what counts."""
+    poses = load_splits("generated", stride=300).test
+    moved = poses.pose3d + np.float32([0.3, -0.2, 0.1])
+    monkeypatch.setattr(evaluation, "predict", lambda model, pose2d: moved)
+    errors = evaluate(build_model("pre_agg", channels=4, blocks=0), poses)
+    np.testing.assert_allclose(errors[["mpjpe_mm", "n_mpjpe_mm"]], 0.0, atol=1e-3)
+    assert subject_mean_mm(poses, moved) == pytest.approx(0.0, abs=1e-3)
+
+
 def test_every_pose_gets_its_errors(generated):
     poses = generated.test
     model = build_model("pre_agg", channels=4, blocks=1)
     errors = evaluate(model, poses)
     predicted = predict(model, poses.pose2d)
+    predicted -= predicted[:, :1]
     assert len(errors) == len(poses)
     for column, function in (("mpjpe_mm", metrics.mpjpe), ("p_mpjpe_mm", metrics.p_mpjpe)):
         np.testing.assert_allclose(errors[column], function(poses.pose3d, predicted))

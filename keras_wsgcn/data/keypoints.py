@@ -177,7 +177,7 @@ _CENTRES: Points = {
 _H36M_POINTS = {
     **_LIMBS,
     **_TRUNK,
-    "head": ({"thorax": 1.5, "spine": -0.5},),
+    "head": ({"thorax": 1.95, "spine": -0.95},),
     "neck_nose": (_middle("thorax", "head"),),
 }
 FORMATS: dict[str, KeypointFormat] = {

@@ -25,7 +25,7 @@ from keras_wsgcn.exporting.folding import inference_model
 from keras_wsgcn.exporting.formats import FORMATS, SIGNATURES, check_packages, format_of
 from keras_wsgcn.files import sync_folder
 from keras_wsgcn.models import describe
-from keras_wsgcn.prediction import predict
+from keras_wsgcn.prediction import predict, root_aligned
 from keras_wsgcn.saving import load_model, save_model
 
 TOLERANCE_M = 1e-5
@@ -293,6 +293,7 @@ def _errors_mm(
     case = f"serve/{PARITY_BATCHES[-1]}" if data is None else "serve/data"
     errors = {"difference": float(metrics.mpjpe(expected[case], predicted[case]).mean())}
     if data is not None:
-        errors["float32"] = float(metrics.mpjpe(data.pose3d, expected[case]).mean())
-        errors["int8"] = float(metrics.mpjpe(data.pose3d, predicted[case]).mean())
+        for name, found in (("float32", expected[case]), ("int8", predicted[case])):
+            aligned = root_aligned(found, data.skeleton.root)
+            errors[name] = float(metrics.mpjpe(data.pose3d, aligned).mean())
     return errors
