@@ -18,6 +18,7 @@ from keras_wsgcn.errors import (
 from keras_wsgcn.schemes import Scheme
 from keras_wsgcn.skeletons import Skeleton
 
+MAX_MIXING = 1 << 26  # numbers in the matrices of all layers of a model that mix joints
 AFFINITIES = ("fixed", "learned")
 
 
@@ -191,3 +192,9 @@ class _Model:
             affinities = 2 * pooled * inner + joints * pooled
             total += (1 + self.blocks) * (embeddings + affinities + 2 * joints * pooled * inner)
         return total
+
+
+def count_mixing(scheme: Scheme, skeleton: Skeleton) -> int:
+    """At most how many numbers the matrices of a layer hold by which joints are mixed."""
+    parts, *lead = scheme.kernel_lead(skeleton)
+    return 2 * parts * skeleton.num_joints * max([skeleton.num_joints, *lead])

@@ -5,11 +5,11 @@ from math import prod
 from typing import Any
 
 from keras_wsgcn import schemes, skeletons
+from keras_wsgcn.budget import MAX_MIXING, count_mixing
 from keras_wsgcn.errors import InputError, Refused, check_integer
 from keras_wsgcn.skeletons import MAX_JOINTS
 
 MAX_BATCH = 1 << 16
-MAX_MIXING = 1 << 26  # numbers in the matrices of all layers that mix joints
 
 
 def declared_params(layers: list[dict[str, Any]], functional: bool) -> int:
@@ -109,8 +109,7 @@ def _mixing_numbers(layer: Mapping[str, Any]) -> int:
     if layer["class_name"] != "GraphConv":
         return 0
     skeleton = _checked_skeleton(layer["config"].get("skeleton"))
-    parts, *lead = schemes.get(layer["config"]["scheme"]).kernel_lead(skeleton)
-    return 2 * parts * skeleton.num_joints * max([skeleton.num_joints, *lead])
+    return count_mixing(schemes.get(layer["config"]["scheme"]), skeleton)
 
 
 def _check_layout(kind: str, config: Mapping[str, Any], layouts: set[str]) -> None:

@@ -73,7 +73,13 @@ def load_run_data(folder: str | os.PathLike) -> Splits:
                 f"`data` must have keys among {sorted(known)}. Received: {shown(unknown)}"
             )
         skeleton = skeletons.get(record["config"].get("skeleton"))
-        return load_splits(source, skeleton=skeleton, **options)
+        splits = load_splits(source, skeleton=skeleton, **options)
+        if (digest := record["data"].get("digest", splits.digest)) != splits.digest:
+            raise InputError(
+                f"`data` must be the archive that the run was trained on, of digest {digest!r}. "
+                f"Received: {source!r} of digest {splits.digest!r}"
+            )
+        return splits
     except InputError as error:
         raise InputError(f"{Path(folder) / 'config.json'}: {error}") from None
 

@@ -7,7 +7,13 @@ from typing import Any
 import keras
 
 from keras_wsgcn import schemes, skeletons
-from keras_wsgcn.budget import AFFINITIES, count_params, solve_channels
+from keras_wsgcn.budget import (
+    AFFINITIES,
+    MAX_MIXING,
+    count_mixing,
+    count_params,
+    solve_channels,
+)
 from keras_wsgcn.errors import (
     InputError,
     check_choice,
@@ -195,6 +201,12 @@ def checked_channels(
         raise InputError(
             f"`channels` and `blocks` must give at most {MAX_PARAMS:,} parameters, not {params:,}. "
             f"Received: channels={channels}, blocks={blocks}"
+        )
+    layers = 2 * blocks + 2
+    if layers * count_mixing(scheme, skeleton) > MAX_MIXING:
+        raise InputError(
+            f"`blocks` must be fewer on so many joints: {MAX_MIXING} weights of edges at most. "
+            f"Received: blocks={blocks}, with {skeleton.num_joints} joints"
         )
     return channels
 

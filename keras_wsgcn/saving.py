@@ -215,6 +215,11 @@ def _load_state(
     """Weights and, for a compiled model, the optimiser's state, or none of it if none was saved."""
     if optimizer:
         build_optimizer(model)
+        # Files of before have the variables by which a loss is scaled two or three times.
+        if hasattr(model.optimizer, "inner_optimizer"):
+            for _ in range(2):
+                if len(model.optimizer.variables) < file.optimizer_variables:
+                    model.optimizer.build(model.trainable_variables)
         wanted, found = len(model.optimizer.variables), file.optimizer_variables
         # An optimiser that has not begun has its step count and rate. Keras would only warn of
         # any other number, and begin anew.

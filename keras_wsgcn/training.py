@@ -1,4 +1,4 @@
-"""Training a lifter: `train()`, which resumes, and prediction in batches.
+"""Training a lifter: `train()`, which resumes.
 
 A run lives in a folder. Its state is one file, `last.keras`, replaced whole after each epoch, and
 every random choice is a function of (seed, epoch): a run that was killed ends like any other.
@@ -278,7 +278,7 @@ class _Run:
 
     def is_over(self) -> bool:
         finished = is_finished(self.config, self.history)
-        return finished or bool(self.error) or self.model.stop_training
+        return finished or bool(self.error) or bool(self.history and self.model.stop_training)
 
     def next_order(self) -> np.ndarray:
         """The rows of the coming epoch; its dropout is seeded."""

@@ -170,7 +170,8 @@ def read_people(options: argparse.Namespace) -> list[KeypointTrack]:
     tracks = [
         track for track, count in zip(found, frames, strict=True) if count >= options.least_frames
     ]
-    largest = max(np.nanmax(np.abs(track.keypoints), initial=0.0) for track in tracks)
+    seen = [track.keypoints[track.seen(options.confidence)] for track in tracks]
+    largest = max(float(np.abs(points).max(initial=0.0)) for points in seen)
     if options.fractions:
         if not options.image_size:
             raise InputError(

@@ -145,6 +145,8 @@ def test_folders_that_do_not_serve(folder, tmp_path):
     [
         ("", "first line must name the columns"),
         ("name,action\n07_01,Walking\n", "first line must name the columns"),
+        ("file,action,action\n07_01,a,b\n", "first line must name the columns"),
+        ("file,action\n07_01,Walking,slow\n", "line 2: there are more cells"),
         ("file,activity\n07_01,Walking\n", r"not \['file', 'activity'\]"),
         ("file,subject\n07_01,seven\n", "line 2: `subject` must be a whole number"),
         ("file,action\n07_01,Walking\n07_01.amc,Dance\n", "line 3: `file` must be there"),
@@ -158,7 +160,7 @@ def test_malformed_labels(tmp_path, text, words):
 
 
 def test_spaces_between_labels_say_nothing(tmp_path):
-    (tmp_path / "actions.csv").write_text('file, subject , action\n07_01, 7, "Walking, slow"\n')
+    (tmp_path / "actions.csv").write_text('file, subject , action,\n07_01 , 7, "Walking, slow",\n')
     assert read_labels(tmp_path / "actions.csv") == {
         "07_01": {"subject": 7, "action": "Walking, slow"}
     }

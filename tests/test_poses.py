@@ -120,6 +120,12 @@ def test_each_part_of_a_split_counts_the_views_that_it_drops():
     parts = (splits.train, splits.validation, splits.test)
     assert [part.subject.tolist() for part in parts] == [[1] * 76, [2] * 40, [3] * 40]
     assert [part.dropped for part in parts] == [4, 0, 0]
+    noisy = observe_splits(archive, four_cameras, name="x", validation=[2], test=[3], noise_px=5.0)
+    noise = [
+        (getattr(noisy, part).pose2d - getattr(splits, part).pose2d).ravel()
+        for part in ("validation", "test")
+    ]
+    assert abs(np.corrcoef(*noise)[0, 1]) < 0.1
     with pytest.raises(InputError, match=r"subjects of the archive.*\[4\] are not.*Received: "):
         observe_splits(archive, four_cameras, name="x", validation=[4], test=[3])
     with pytest.raises(InputError, match=r"must leave subjects .* to train on.*Received: "):

@@ -5,9 +5,11 @@
 import dataclasses
 
 import pytest
+from optuna.distributions import IntDistribution
 from study_stand_in import FIXED, few_poses, spec_of, stand_in, states, study_of
 
 from keras_wsgcn import InputError
+from keras_wsgcn.studies import planning
 from keras_wsgcn.studies import trials as study_trials
 from keras_wsgcn.studies.report import sections
 from keras_wsgcn.studies.results import read_storage
@@ -31,6 +33,17 @@ def test_numbers_without_a_fraction_are_settings_too(tmp_path, stand_in):
     assert "Not checked" in conclusions.text
 
 
+def test_a_study_that_holds_whole_numbers_for_fractions_goes_on(tmp_path, stand_in, monkeypatch):
+    spec = spec_of(FIXED, grid=[{"scheme": "pre_agg", "dropout": 0}], seeds=[0])
+    with monkeypatch.context() as patch:  # as versions before had it
+        patch.setattr(planning, "_distribution", lambda name, value: (
+            IntDistribution(0, 9) if name == "dropout" else None
+        ))  # fmt: skip
+        assert run(spec, tmp_path, verbose=False)
+    assert run(dataclasses.replace(spec, seeds=(0, 1)), tmp_path, verbose=False)
+    assert list(states(tmp_path).values()) == [["COMPLETE"]] * 2
+
+
 def test_own_schemes_are_trained_and_reported(tmp_path, stand_in):
     own = {"name": "mine", "split": "depth", "per": "source"}
     spec = spec_of(FIXED, grid=[{"scheme": ["pre_agg", own]}], seeds=[0])
@@ -47,6 +60,8 @@ def test_data_that_changed_is_trained_anew(tmp_path, stand_in, few_poses, monkey
     monkeypatch.setattr(study_trials, "load_splits", lambda source, **options: changed)
     assert run(dataclasses.replace(one, name="two"), tmp_path, verbose=False)
     assert len(set(stand_in.trained)) == 4
+    with pytest.raises(InputError, match=r"`data` must be the archive of the study's other trials"):
+        run(dataclasses.replace(one, seeds=(0, 1)), tmp_path, verbose=False)
 
 
 def test_each_run_has_a_lock_of_its_own(tmp_path, stand_in):
@@ -72,3 +87,18 @@ def test_slots_that_still_wait_have_their_size(tmp_path, stand_in):
 def test_a_heartbeat_takes_time(seconds, tmp_path):
     with pytest.raises(InputError, match="`heartbeat_seconds` must be an integer of at least 1"):
         run(spec_of(FIXED), tmp_path, heartbeat_seconds=seconds)
+
+
+def test_a_scheme_s_name_does_not_leave_the_folder(tmp_path, stand_in):
+    own = {"name": "/../../../escaped", "split": "whole", "per": "graph"}
+    assert run(spec_of(FIXED, grid=[{"scheme": own}], seeds=[0]), tmp_path / "runs", verbose=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["runs"]
+    assert len(list((tmp_path / "runs" / "trials").glob("*.._escaped*"))) == 2  # and its lock
+
+
+def test_a_setting_that_is_none_in_one_cell_is_shown(tmp_path, stand_in):
+    spec = spec_of(FIXED, grid=[{"scheme": "pre_agg"}, {"scheme": "pre_agg", "patience": 1}])
+    assert run(spec, tmp_path, verbose=False)
+    results = read_storage(spec, tmp_path / "fixed" / "study.sqlite3")
+    table = next(p.table for p in sections(spec, results, "c") if p.title == "Errors")
+    assert table["patience"].notna().tolist() == [False, True]

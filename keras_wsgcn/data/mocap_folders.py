@@ -136,7 +136,8 @@ def read_labels(path: str | os.PathLike) -> dict[str, dict[str, Any]]:
 
 def _labels_of(source: TextFile, reader: csv.DictReader) -> dict[str, dict[str, Any]]:
     columns = [name.strip() for name in reader.fieldnames or ()]
-    if "file" not in columns or not set(columns) <= {"file", *_LABELS}:
+    named = [name for name in columns if name]  # spreadsheets leave commas at the end
+    if "file" not in named or not set(named) <= {"file", *_LABELS} or len({*named}) < len(named):
         raise source.refusal(
             f"the first line must name the columns, `file` and any of {list(_LABELS)}, "
             f"not {shown(columns)}"
@@ -144,7 +145,9 @@ def _labels_of(source: TextFile, reader: csv.DictReader) -> dict[str, dict[str, 
     reader.fieldnames = columns
     labels: dict[str, dict[str, Any]] = {}
     for row in reader:
-        stem = Path(row["file"] or "").stem
+        if any(row.get(None) or ()):
+            raise source.refusal("there are more cells than columns", reader.line_num)
+        stem = Path((row["file"] or "").strip()).stem
         if not stem or stem in labels:
             raise source.refusal("`file` must be there, and each once", reader.line_num)
         label: dict[str, Any] = {

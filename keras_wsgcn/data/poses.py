@@ -181,7 +181,7 @@ def observe(
     skeleton: str | Skeleton = "h36m_16",
     stride: int = 1,
     noise_px: float = 0.0,
-    seed: int = 0,
+    seed: int | np.random.Generator = 0,
     keep_unseen: bool = False,
 ) -> PoseDataset:
     """Sees motions through cameras: projects, normalises, and makes targets relative to the root.
@@ -195,7 +195,7 @@ def observe(
         skeleton: the joints to keep.
         stride: every how many frames one is taken.
         noise_px: standard deviation of Gaussian detector noise on the 2D input, pixels.
-        seed: of the noise.
+        seed: of the noise, or the generator to draw it from.
         keep_unseen: whether to keep the frames that a camera does not see whole.
 
     Returns:
@@ -206,10 +206,11 @@ def observe(
     """
     skeleton = skeletons.get(skeleton)
     check_integer("stride", stride, least=1)
-    check_integer("seed", seed, least=0)
+    if not isinstance(seed, np.random.Generator):
+        check_integer("seed", seed, least=0)
     check_number("noise_px", noise_px, least=0, below=np.inf)
     joints = select_joints(archive.skeleton, skeleton)
-    rng = np.random.default_rng(seed)
+    rng = seed if isinstance(seed, np.random.Generator) else np.random.default_rng(seed)
     seers = [_seers(archive, cameras, motion) for motion in archive.motions]
     most = sum(
         len(range(0, len(motion.positions), stride)) * len(some)
@@ -259,6 +260,7 @@ def observe_splits(
     validation: Iterable[int],
     test: Iterable[int],
     keypoints: str = "",
+    seed: int = 0,
     **options,
 ) -> Splits:
     """Sees each part of an archive for itself, so that a part counts the views it drops.
@@ -270,6 +272,7 @@ def observe_splits(
         validation: subjects to validate on.
         test: subjects to test on; all others are trained on.
         keypoints: of the splits.
+        seed: of the noise, which goes on from one part to the next.
         **options: further arguments of `observe`.
 
     Returns:
@@ -291,8 +294,9 @@ def observe_splits(
             "`validation` and `test` must leave subjects of the archive to train on. "
             f"Received: validation={parts['validation']}, test={parts['test']}"
         )
+    rng = np.random.default_rng(check_integer("seed", seed, least=0))
     seen = {
-        part: observe(archive.of_subjects(subjects), cameras, **options)
+        part: observe(archive.of_subjects(subjects), cameras, seed=rng, **options)
         for part, subjects in parts.items()
     }
     return Splits(name, seen["train"], seen["validation"], seen["test"], keypoints=keypoints)

@@ -159,10 +159,9 @@ def errors_table(spec: StudySpec, results: StudyResults) -> pd.DataFrame:
     """One row a cell: its errors over seeds, and the paper's."""
     rows, mean = [], "action_mean_" if _has_action_means(spec) else ""
     tuned = ["learning_rate", "kernel_gain", "weight_decay"] if spec.tuned_by else []
-    known = results.runs.reindex(
-        columns=[n for n in SETTINGS if n not in (*tuned, "budget", "seed")]
-    )
-    tuned += [str(name) for name, count in known.nunique().items() if count > 1]
+    begun = results.runs[results.runs["trial"].notna()]
+    known = begun.reindex(columns=[n for n in SETTINGS if n not in (*tuned, "budget", "seed")])
+    tuned += [str(name) for name, count in known.nunique(dropna=False).items() if count > 1]
     for _, runs in results.runs.groupby("cell", sort=False):
         done = runs[runs["outcome"] == "finished"]
         first = (done if len(done) else runs).iloc[0]

@@ -143,7 +143,10 @@ def _run_row(trial: FrozenTrial) -> dict[str, Any]:
         "reason": known.get("reason", ""),
     }
     config = known.get("config") or known["start"]["config"]
-    row |= {"scheme": schemes.get(config["scheme"]).name, **known.get("size", {})}
+    row |= {
+        "scheme": schemes.get(trial.params.get("scheme", config["scheme"])).name,
+        **known.get("size", {}),
+    }
     # Where a budget was searched the configuration has its channels.
     row |= {name: trial.params.get(name, config.get(name)) for name in SETTINGS}
     row["data"] = Path(known["start"]["data"]["source"]).stem

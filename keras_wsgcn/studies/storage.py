@@ -270,14 +270,21 @@ def fill_slots(
     for trials in found.values():
         if not any(is_live(trial) or is_settled(trial) for trial in trials):
             _retry(study, trials[-1])
+    known = {k: v for some in found.values() for t in some for k, v in t.distributions.items()}
     waiting = _waiting(study)
     missing = [name for name in slots if name not in found]
     for name in missing[: None if most is None else max(0, most - len(waiting))]:
+        # Optuna keeps to one kind of a parameter; older studies hold whole numbers for fractions.
+        fitting = {
+            k: v
+            for k, v in slots[name]["distributions"].items()
+            if isinstance(v, type(known.get(k, v)))
+        }
         study.add_trial(
             optuna.create_trial(
                 state=TrialState.WAITING,
-                params=slots[name]["params"],
-                distributions=slots[name]["distributions"],
+                params={k: slots[name]["params"][k] for k in fitting},
+                distributions=fitting,
                 user_attrs={"slot": name, "start": slots[name]["attributes"]},
             )
         )

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import re
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -98,7 +99,9 @@ class Objective:
         data = self._load(start["data"], config)
         if self.search and config.batch_size > len(data.train):
             raise Refused(f"`batch_size` {config.batch_size} exceeds {len(data.train)} poses")
-        folders = self._folders(config, {**start["data"], "digest": data.digest})
+        self._check_data(trial, data.digest)
+        digest = {"digest": data.digest} if data.digest else {}
+        folders = self._folders(config, {**start["data"], **digest})
         own = folders[config.seed]
         trial.set_user_attr("folder", own.name)
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -144,6 +147,16 @@ class Objective:
         size = solve(config)
         # By its channels, so that equal models at whatever budget are the same run.
         return with_settings(config, {"channels": size["channels"]}), size
+
+    def _check_data(self, trial: optuna.Trial, digest: str) -> None:
+        """Refuses an archive that is another than that of the study's earlier trials."""
+        others = trial.study.get_trials(deepcopy=False)
+        if {other.user_attrs.get("digest", digest) for other in others} - {digest}:
+            raise InputError(
+                "`data` must be the archive of the study's other trials, byte by byte: give the "
+                f"study a new name. Received: an archive of the digest {digest!r}"
+            )
+        trial.set_user_attr("digest", digest)
 
     def _folders(self, config: TrainConfig, data: Mapping[str, Any]) -> dict[int, Path]:
         """For each seed that is trained together with this one the folder of its run."""
@@ -227,6 +240,7 @@ def run_folder(
     facts = [config.get_config(), data, backend, *([together] if together > 1 else [])]
     record = json.dumps(facts, sort_keys=True)
     scheme = config.scheme if isinstance(config.scheme, str) else config.scheme.name
+    scheme = re.sub(r"[^\w.+=-]", "_", scheme)[:60]  # of a user's own it can be anything
     source = Path(data["source"]).stem
     digest = hashlib.sha256(record.encode()).hexdigest()[:12]
     return folder / f"{source}-{backend}-{scheme}-{digest}"
