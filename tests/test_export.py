@@ -151,6 +151,12 @@ def test_exports_predict_what_the_model_does(format, model, pose2d, tmp_path):
     for batch in (5, 1, 3):
         got = open_exported(done.path)(pose2d=pose2d[:batch])
         np.testing.assert_allclose(got, expected[:batch], atol=1e-5)
+    lift = open_exported(done.path)
+    for wrong in (pose2d[:, :15], np.repeat(pose2d, 2, axis=1), pose2d[0], np.float32(1.0)):
+        with pytest.raises(InputError, match=r"`pose2d` must have the shape \(batch, 16, 2\)"):
+            lift(pose2d=wrong)
+    with pytest.raises(InputError, match=r"inputs must be \['pose2d'\]. Received: \['pixels'\]"):
+        lift(pixels=pose2d)
     if "serve_pixels" in done.signatures:
         size = np.tile(np.float32([[1920, 1080]]), (5, 1))
         pixels = (pose2d * 1920 + [1920, 1080]) / 2
@@ -166,6 +172,8 @@ def test_onnx_can_hold_the_signature_for_pixels(model, pose2d, tmp_path):
     pixels = ((pose2d * 640 + [640, 480]) / 2).astype("float32")
     got = open_exported(done.path)(pixels=pixels, image_size=np.float32([[640, 480]] * 5))
     np.testing.assert_allclose(got, model.predict(pose2d, verbose=0), atol=1e-5)
+    with pytest.raises(InputError, match="`signature` must be the one that the file holds"):
+        open_exported(done.path, signature="serve")
 
 
 @written_once

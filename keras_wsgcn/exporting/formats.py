@@ -17,9 +17,11 @@ from keras_wsgcn.errors import InputError, check_choice, check_integer
 SIGNATURES = {"serve": ("pose2d",), "serve_pixels": ("pixels", "image_size")}
 
 Predictor = Callable[..., np.ndarray]
+# Of each input; None where any size goes, as a batch's.
+Shapes = dict[str, tuple[int | None, ...]]
 
 
-def _open_savedmodel(path: Path, signature: str, threads: int) -> Predictor:
+def _open_savedmodel(path: Path, signature: str, threads: int) -> tuple[Predictor, Shapes]:
     import tensorflow as tf
 
     loaded = tf.saved_model.load(str(path))
@@ -30,33 +32,50 @@ def _open_savedmodel(path: Path, signature: str, threads: int) -> Predictor:
         return function(**tensors)["pose3d"].numpy()
 
     predict.model = loaded  # type: ignore[attr-defined]  # its variables live as long as it does
-    return predict
+    specs = function.structured_input_signature[1]
+    return predict, {name: tuple(spec.shape) for name, spec in specs.items()}
 
 
-def _open_onnx(path: Path, signature: str, threads: int) -> Predictor:
+def _open_onnx(path: Path, signature: str, threads: int) -> tuple[Predictor, Shapes]:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    return lambda **inputs: session.run(["pose3d"], inputs)[0]
+    # It names the sizes that are free.
+    shapes = {
+        node.name: tuple(size if isinstance(size, int) else None for size in node.shape)
+        for node in session.get_inputs()
+    }
+    return lambda **inputs: session.run(["pose3d"], inputs)[0], shapes
 
 
-def _open_litert(path: Path, signature: str, threads: int) -> Predictor:
+def _open_litert(path: Path, signature: str, threads: int) -> tuple[Predictor, Shapes]:
     from ai_edge_litert.interpreter import Interpreter
 
     runner = Interpreter(str(path), num_threads=threads).get_signature_runner(signature)
-    return lambda **inputs: runner(**inputs)["pose3d"]
+    shapes = {
+        name: tuple(None if size < 0 else int(size) for size in details["shape_signature"])
+        for name, details in runner.get_input_details().items()
+    }
+    return lambda **inputs: runner(**inputs)["pose3d"], shapes
 
 
-def _open_openvino(path: Path, signature: str, threads: int) -> Predictor:
+def _open_openvino(path: Path, signature: str, threads: int) -> tuple[Predictor, Shapes]:
     import openvino
 
     # Without the hint it computes in bfloat16 where the processor can: 0.2 mm off.
     settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads}
-    request = openvino.Core().compile_model(str(path), "CPU", settings).create_infer_request()
+    compiled = openvino.Core().compile_model(str(path), "CPU", settings)
+    request = compiled.create_infer_request()
+    shapes = {
+        port.any_name: tuple(
+            size.get_length() if size.is_static else None for size in port.partial_shape
+        )
+        for port in compiled.inputs
+    }
     # The result is copied: it would be overwritten by the next call.
-    return lambda **inputs: request.infer(inputs)["pose3d"].copy()
+    return lambda **inputs: request.infer(inputs)["pose3d"].copy(), shapes
 
 
 @dataclass(frozen=True)
@@ -67,13 +86,14 @@ class Format:
         suffix: of its file; empty where it is a folder of versions.
         writing: packages that writing and checking it needs, besides TensorFlow.
         all_signatures: whether one file holds every signature.
-        open: makes a function of a file, a signature and a number of threads.
+        open: makes a function of a file, a signature and a number of threads, and says which
+            shapes it takes.
     """
 
     suffix: str
     writing: tuple[str, ...]
     all_signatures: bool
-    open: Callable[[Path, str, int], Predictor]
+    open: Callable[[Path, str, int], tuple[Predictor, Shapes]]
 
 
 FORMATS: dict[str, Format] = {
@@ -120,30 +140,55 @@ def check_packages(name: str) -> None:
 
 
 def open_exported(
-    path: str | os.PathLike, *, signature: str = "serve", threads: int = 1
+    path: str | os.PathLike, *, signature: str | None = None, threads: int = 1
 ) -> Predictor:
     """Opens an exported model in its own runtime: TensorFlow, ONNX Runtime, LiteRT or OpenVINO.
 
     Args:
         path: a file that `export` wrote, or the version folder of a SavedModel.
-        signature: one of `SIGNATURES`. ONNX and OpenVINO files hold the one they were written
-            with.
+        signature: one of `SIGNATURES`, by default `"serve"`. ONNX and OpenVINO files hold the one
+            that they were written with, which is their default.
         threads: processor threads. TensorFlow shares its threads among all models: there the
             number is left as it is.
 
     Returns:
         A function of float32 arrays, named as the signature has them: `pose2d` (batch, joints, 2)
         normalised, or `pixels` (batch, joints, 2) and `image_size` (batch, 2) as width, height. It
-        returns `(batch, joints, 3)` metres.
+        returns `(batch, joints, 3)` metres, and raises `InputError` where the names or shapes are
+        others: not every runtime would.
 
     Raises:
-        InputError: if there is no such file, or an argument is out of range.
+        InputError: if there is no such file, it holds another signature, or an argument is out of
+            range.
         ImportError: if the runtime is not installed.
     """
     path = Path(path)
     form = FORMATS[format_of(path)]
-    check_choice("signature", signature, SIGNATURES)
+    if signature is not None:
+        check_choice("signature", signature, SIGNATURES)
     check_integer("threads", threads, least=1)
     if not path.exists():
         raise InputError(f"`path` must exist. Received: path={str(path)!r}")
-    return form.open(path, signature, threads)
+    predict, shapes = form.open(path, signature or "serve", threads)
+    if signature and sorted(shapes) != sorted(SIGNATURES[signature]):
+        raise InputError(
+            f"`signature` must be the one that the file holds: {path} takes {sorted(shapes)}. "
+            f"Received: signature={signature!r}"
+        )
+
+    # LiteRT would resize itself to any joints; OpenVINO gives the last call's poses again.
+    def checked(**inputs: np.ndarray) -> np.ndarray:
+        if sorted(inputs) != sorted(shapes):
+            raise InputError(f"inputs must be {sorted(shapes)}. Received: {sorted(inputs)}")
+        for name, shape in shapes.items():
+            received = np.shape(inputs[name])
+            if len(received) != len(shape) or any(
+                size not in (None, found) for size, found in zip(shape, received, strict=True)
+            ):
+                expected = ", ".join("batch" if size is None else str(size) for size in shape)
+                raise InputError(
+                    f"`{name}` must have the shape ({expected}). Received: shape={received}"
+                )
+        return predict(**inputs)
+
+    return checked
