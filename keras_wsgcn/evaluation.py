@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 
 from keras_wsgcn import metrics, skeletons
-from keras_wsgcn.data.poses import PoseDataset, Splits
-from keras_wsgcn.data.sources import load_splits
+from keras_wsgcn.data.poses import DATA_FACTS, PoseDataset, Splits
+from keras_wsgcn.data.sources import SOURCES, load_splits
 from keras_wsgcn.errors import InputError, check_choice, shown
 from keras_wsgcn.prediction import predict, root_aligned
 
@@ -28,10 +28,9 @@ ERRORS = {
 }
 
 
-# What `config.json` says of the data beside how it is loaded.
-_DATA_FACTS = ("name", "digest", "train_poses")
-_DATA_OPTIONS = {"source", "validation", "test", "stride", "noise_px", "seed"}
-_CMU_OPTIONS = {"train_cameras", "mixed_trunks"}
+# How data is loaded, as `config.json` says it.
+_DATA_OPTIONS = {"source", "validation", "test", "stride", "noise_px", "seed", "keep_unseen"}
+_CMU_OPTIONS = {"path", "train_cameras", "mixed_trunks"}
 MAX_RECORD_BYTES = 1 << 20
 
 
@@ -57,16 +56,33 @@ def read_run(folder: str | os.PathLike) -> dict[str, Any]:
     return record
 
 
-def load_run_data(folder: str | os.PathLike) -> Splits:
+def load_run_data(folder: str | os.PathLike, data: str | os.PathLike | None = None) -> Splits:
     """The data that a run was trained on, as its `config.json` says.
 
+    Args:
+        folder: of the run.
+        data: where the archive is now, if it has moved.
+
     Raises:
-        InputError: if the folder holds no run, or its data cannot be loaded.
+        InputError: if the folder holds no run, its data cannot be loaded, or is not that of the
+            run.
     """
     record = read_run(folder)
-    options = {key: value for key, value in record["data"].items() if key not in _DATA_FACTS}
+    options = {key: value for key, value in record["data"].items() if key not in DATA_FACTS}
     try:
         source = options.pop("source", None)
+        if source is None:
+            raise InputError(
+                "`data` must say where it is from, `source`, as it does where `load_splits` made "
+                f"it; of poses made otherwise use `evaluate`. Received: {shown(record['data'])}"
+            )
+        if data is not None:
+            if source in SOURCES:
+                raise InputError(
+                    f"`data` must be left out for a run on {source!r}, which is no archive. "
+                    f"Received: data={str(data)!r}"
+                )
+            source = data
         known = _DATA_OPTIONS | (_CMU_OPTIONS if source == "cmu24" else set())
         if unknown := sorted(set(options) - known):
             raise InputError(

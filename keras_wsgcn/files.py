@@ -8,7 +8,7 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +90,14 @@ def digest_of(path: str | os.PathLike) -> str:
     """The start of a file's SHA-256, in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
+def digest_of_arrays(arrays: Iterable[np.ndarray]) -> str:
+    """Sixteen hexadecimal digits that tell arrays of the same shapes from others."""
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()[:16]
 
 
 def sync_folder(folder: Path) -> None:

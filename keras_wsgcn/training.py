@@ -17,7 +17,8 @@ import numpy as np
 import pandas as pd
 
 from keras_wsgcn import metrics, skeletons
-from keras_wsgcn.data.poses import PoseDataset, Splits
+from keras_wsgcn.data.poses import DATA_FACTS, PoseDataset, Splits
+from keras_wsgcn.data.sources import DEFAULTS
 from keras_wsgcn.devices import data_parallel, float32_products
 from keras_wsgcn.environment import environment
 from keras_wsgcn.epochs import Epochs
@@ -55,7 +56,6 @@ def train(
     folder: str | os.PathLike,
     *,
     callbacks: Sequence[keras.callbacks.Callback] = (),
-    facts: Mapping[str, Any] | None = None,
     devices: int = 1,
     verbose: bool = True,
 ) -> TrainResult:
@@ -71,7 +71,6 @@ def train(
         folder: the run's folder.
         callbacks: Keras callbacks; they are told of the run's and the epochs' begin and end. One
             may set `model.stop_training`; called again, the run goes on.
-        facts: what `config.json` shall also say, such as the stride of the data.
         devices: over how many accelerators each batch is spread (JAX and TensorFlow).
         verbose: whether to print a line an epoch.
 
@@ -84,7 +83,7 @@ def train(
         DivergenceError: if the loss is no longer finite. The last good epoch stays in the folder.
     """
     runs = [(config, Path(folder), callbacks)]
-    (result,) = _train(runs, data, facts or {}, devices, verbose)
+    (result,) = _train(runs, data, devices, verbose)
     if isinstance(result, DivergenceError):
         raise result
     return result
@@ -96,7 +95,6 @@ def train_together(
     folders: Sequence[str | os.PathLike],
     *,
     callbacks: Sequence[Sequence[keras.callbacks.Callback]] = (),
-    facts: Mapping[str, Any] | None = None,
     verbose: bool = True,
 ) -> list["TrainResult | DivergenceError"]:
     """Trains models that differ in their seed, each step one for all of them (JAX).
@@ -109,7 +107,6 @@ def train_together(
         data: as `train` takes it.
         folders: a folder for each run.
         callbacks: for each run its callbacks, or none at all.
-        facts: as `train` takes it.
         verbose: whether to print a line an epoch and run.
 
     Returns:
@@ -138,7 +135,7 @@ def train_together(
             )
     check_together(len(configs))
     runs = list(zip(configs, map(Path, folders), callbacks or [()] * len(configs), strict=True))
-    return _train(runs, data, facts or {}, 1, verbose)
+    return _train(runs, data, 1, verbose)
 
 
 def check_together(count: int) -> int:
@@ -159,7 +156,6 @@ def check_together(count: int) -> int:
 def _train(
     settings: Sequence[tuple[TrainConfig, Path, Sequence[keras.callbacks.Callback]]],
     data: Splits,
-    facts: Mapping[str, Any],
     devices: int,
     verbose: bool,
 ) -> list["TrainResult | DivergenceError"]:
@@ -167,7 +163,7 @@ def _train(
     if first.jit_compile and keras.backend.backend() == "torch":
         check_jit_compile(first.precision)
     with data_parallel(devices, first.batch_size), float32_products(first.precision == "tf32"):
-        runs = [_Run(*own, data, facts, together=len(settings)) for own in settings]
+        runs = [_Run(*own, data, together=len(settings)) for own in settings]
         _share_predict_function([run.model for run in runs])
         for run in runs:
             run.callbacks.on_train_begin()
@@ -206,7 +202,6 @@ class _Run:
         folder: Path,
         callbacks: Sequence[keras.callbacks.Callback],
         data: Splits,
-        facts: Mapping[str, Any],
         together: int,
     ):
         skeleton = skeletons.get(config.skeleton)
@@ -229,7 +224,7 @@ class _Run:
         self.history: list[dict[str, Any]] = []
         self.error: DivergenceError | None = None
         self.model = config.build_model()
-        self._claim_folder(facts)  # only once all else has been found right
+        self._claim_folder()  # only once all else has been found right
         compile_model(self.model, config, self.steps)
         if self.last_path.exists():
             metadata = restore_model(self.model, self.last_path)
@@ -242,20 +237,16 @@ class _Run:
         """Epochs trained so far."""
         return len(self.history)
 
-    def _claim_folder(self, facts: Mapping[str, Any]) -> None:
-        own = {"name": self.data.name, "digest": self.data.digest}
-        data = {**own, "train_poses": len(self.data.train), **facts}
-        record = {"config": self.config.get_config(), "data": data}
+    def _claim_folder(self) -> None:
+        record = {"config": self.config.get_config(), "data": self.data.facts()}
         record = json.loads(json.dumps(record, default=plain))  # as in the file
         path = self.folder / "config.json"
         remove_leftovers(self.folder)
         if path.exists():
-            found = self._read_record(path)
-            if any(found.get(key) != record[key] for key in record):
+            if differences := _differences(self._read_record(path, record), _comparable(record)):
                 raise InputError(
                     "`folder` must be new, or hold a run with the same configuration and data. "
-                    f"Received: folder={str(self.folder)!r}, which differs in "
-                    f"{_differences(found, record)}"
+                    f"Received: folder={str(self.folder)!r}, which differs in {differences}"
                 )
         else:
             ran_on = environment()
@@ -263,18 +254,20 @@ class _Run:
                 ran_on["together"] = str(self.together)
             write_json(path, {**record, "environment": ran_on})
 
-    def _read_record(self, path: Path) -> dict[str, Any]:
+    def _read_record(self, path: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
         """What `config.json` says, and for what an older version did not say, what it meant."""
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
             found["config"] = TrainConfig.from_config(found["config"]).get_config()
-            found["data"] = {"digest": self.data.digest, **found["data"]}
+            said = {name: value for name, value in found["data"].items() if value != ""}
+            meant = DEFAULTS | {name: wanted["data"][name] for name in DATA_FACTS}
+            found["data"] = (meant if "source" in said else wanted["data"]) | said
+            return _comparable(json.loads(json.dumps(found)))
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(
                 f"`folder` must be new, or hold a run, but {path.name} is unreadable ({error}). "
                 f"Received: folder={str(self.folder)!r}"
             ) from None
-        return json.loads(json.dumps(found))
 
     def is_over(self) -> bool:
         finished = is_finished(self.config, self.history)
@@ -397,6 +390,17 @@ def _progress(row: Mapping[str, Any], epochs: int) -> str:
         f"MPJPE {row['mpjpe_mm']:6.1f} mm  validation {row['val_mpjpe_mm']:6.1f} mm  "
         f"{row['seconds']:.1f} s"
     )
+
+
+def _comparable(record: dict[str, Any]) -> dict[str, Any]:
+    """A record but for what makes no difference: subjects' order, and where an archive lies."""
+    data = dict(record["data"])
+    if data["digest"]:
+        data.pop("source", None)
+    for name in ("validation", "test"):
+        if name in data:
+            data[name] = sorted(data[name])
+    return {**record, "data": data}
 
 
 def _differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:

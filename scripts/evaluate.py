@@ -29,6 +29,7 @@ from keras_wsgcn.saving import load_model
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path, help="folder of the run, such as runs/quickstart")
+    parser.add_argument("--data", type=Path, help="where the run's motion archive lies now")
     parser.add_argument("--last", action="store_true", help="take the last epoch, not the best")
     parser.add_argument(
         "--pictures", action="store_true", help="draw training curves and predicted skeletons"
@@ -38,7 +39,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> None:
     options = parse(argv)
-    record, splits = read_run(options.run), load_run_data(options.run)
+    record, splits = read_run(options.run), load_run_data(options.run, options.data)
     model = load_model(options.run / f"{'last' if options.last else 'best'}.keras", compile=False)
     suffix = "_last" if options.last else ""
     tables = []

@@ -65,8 +65,6 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-# What is said of the data where nothing is given.
-DATA = {"source": "generated", "stride": 1, "noise_px": 0.0}
 DATA_OPTIONS = ("stride", "noise_px", "train_cameras", "mixed_trunks", "validation", "test")
 
 
@@ -85,7 +83,7 @@ def settings(options: argparse.Namespace) -> tuple[TrainConfig, dict[str, Any]]:
         storage, number = options.from_trial
         return settings_of_trial(storage, number, options.study)
     config = dataclasses.replace(RECIPES[options.recipe or "cmu"], **changes)
-    return config, DATA | data
+    return config, {"source": "generated", **data}
 
 
 def settings_of_trial(
@@ -109,9 +107,8 @@ def settings_of_trial(
 
 def main(argv: Sequence[str] | None = None) -> None:
     options = parse(argv)
-    config, facts = settings(options)
-    data = {name: value for name, value in facts.items() if name != "source"}
-    splits = load_splits(facts["source"], skeleton=config.skeleton, **data)
+    config, data = settings(options)
+    splits = load_splits(data.pop("source"), skeleton=config.skeleton, **data)
     scheme = config.scheme if isinstance(config.scheme, str) else config.scheme.name
     name = options.name or f"{splits.name}-{scheme}-{config.seed}"
     folder = options.runs / name
@@ -126,9 +123,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         import tensorboard  # noqa: F401  Keras itself asks for it only after an epoch
 
         callbacks.append(keras.callbacks.TensorBoard(folder / "tensorboard"))
-    result = train(
-        config, splits, folder, callbacks=callbacks, facts=facts, devices=options.devices
-    )
+    result = train(config, splits, folder, callbacks=callbacks, devices=options.devices)
     best = result.history.nsmallest(1, "val_mpjpe_mm").iloc[0]
     print(f"best epoch {best['epoch']:.0f}: validation MPJPE {best['val_mpjpe_mm']:.1f} mm")
     if options.pictures:

@@ -56,7 +56,7 @@ class StandIn:
         self.trained = []
         self.fails = {}  # the error in the first epoch of the n-th call
 
-    def train(self, config, data, folder, *, callbacks, facts, verbose):
+    def train(self, config, data, folder, *, callbacks, verbose):
         self.trained.append(folder.name)
         folder.mkdir(parents=True, exist_ok=True)
         state = folder / "last.keras"

@@ -33,9 +33,9 @@ def test_train_writes_a_run_with_its_recipe_changed(runs):
     config = TrainConfig.from_config(record["config"])
     assert (config.scheme, config.channels, config.epochs) == ("post_agg", 4, 2)
     assert config.learning_rate == RECIPES["cmu"].learning_rate
-    assert record["data"] | {"train_poses": 0} == {
-        "name": "generated", "digest": "", "train_poses": 0, "source": "generated", "stride": 60,
-        "noise_px": 0.0,
+    assert record["data"] | {"train_poses": 0, "validation_poses": 0} == {
+        "name": "generated", "digest": "", "train_poses": 0, "validation_poses": 0,
+        "validation_subjects": [6], "source": "generated", "stride": 60, "noise_px": 0.0,
     }  # fmt: skip
     assert (runs / "small" / "training.png").read_bytes().startswith(PNG)
 

@@ -13,9 +13,12 @@ import pandas as pd
 import pytest
 
 from keras_wsgcn import InputError, Scheme, load_model
+from keras_wsgcn.data.archive import save_archive
+from keras_wsgcn.data.motions import generate_motions
 from keras_wsgcn.data.poses import Splits
 from keras_wsgcn.data.sources import load_splits
 from keras_wsgcn.environment import environment
+from keras_wsgcn.evaluation import load_run_data
 from keras_wsgcn.prediction import predict
 from keras_wsgcn.recipes import RECIPES, TrainConfig
 from keras_wsgcn.saving import read_metadata
@@ -184,6 +187,61 @@ def test_a_history_that_a_kill_left_behind_is_written_anew(data, finished, tmp_p
 def test_a_folder_of_another_run_is_refused(finished, data):
     with pytest.raises(InputError, match=r"`folder` must be new.*config\.seed"):
         train(dataclasses.replace(SMALL, seed=5), data, finished.folder)
+    noise = np.random.default_rng(0).normal(0, 0.01, data.train.pose2d.shape).astype("float32")
+    noisy = dataclasses.replace(data.train, pose2d=data.train.pose2d + noise)
+    for other in (
+        Splits("small", noisy, data.validation, data.test),
+        Splits("small", data.train, data.test, data.validation),
+    ):
+        with pytest.raises(InputError, match=r"`folder` must be new.*data\.digest"):
+            train(SMALL, other, finished.folder)
+
+
+def test_a_run_of_before_is_taken_for_what_it_was(finished, data, tmp_path):
+    """Older versions did not record as much of the data."""
+    folder = shutil.copytree(finished.folder, tmp_path / "old")
+    record = json.loads((folder / "config.json").read_text())
+    for older in ({"digest": ""}, {}):
+        record["data"] = {"name": "small", "train_poses": len(data.train), **older}
+        (folder / "config.json").write_text(json.dumps(record))
+        assert len(train(SMALL, data, folder, verbose=False).history) == 3
+    with pytest.raises(InputError, match=r"data\.train_poses"):
+        train(SMALL, Splits("small", data.validation, data.train, data.test), folder)
+
+
+def test_a_run_knows_its_archive_wherever_it_lies(tmp_path):
+    """And by its options, of which only those that were given are said."""
+    archive, moved = tmp_path / "motions.npz", tmp_path / "elsewhere" / "motions.npz"
+    save_archive(archive, generate_motions(takes=1, seconds=2.0))
+    config = dataclasses.replace(SMALL, epochs=1, batch_size=16)
+    folder = tmp_path / "run"
+    splits = load_splits(archive, validation=[6], test=[7, 8], stride=3)
+    train(config, splits, folder, verbose=False)
+    moved.parent.mkdir()
+    archive.rename(moved)
+    with pytest.raises(InputError, match=r"config\.json: .*could not be opened"):
+        load_run_data(folder)
+    again = load_run_data(folder, moved)
+    np.testing.assert_array_equal(again.test.pose2d, splits.test.pose2d)
+    again = load_splits(moved, validation=(6,), test=(8, 7), stride=3, noise_px=0)
+    assert len(train(config, again, folder, verbose=False).history) == 1
+    other = load_splits(moved, validation=[6], test=[7, 8], stride=3, noise_px=2.0)
+    with pytest.raises(InputError, match=r"differs in \['data\.noise_px'\]"):
+        train(config, other, folder)
+    save_archive(moved, generate_motions(takes=1, seconds=2.0, seed=1))
+    with pytest.raises(InputError, match="of digest"):
+        load_run_data(folder, moved)
+
+
+def test_what_load_run_data_cannot_load_is_said(finished, data, tmp_path):
+    with pytest.raises(InputError, match="must say where it is from"):
+        load_run_data(finished.folder)
+    folder = shutil.copytree(finished.folder, tmp_path / "run")
+    record = json.loads((folder / "config.json").read_text())
+    record["data"]["source"] = "generated"
+    (folder / "config.json").write_text(json.dumps(record))
+    with pytest.raises(InputError, match="`data` must be left out for a run on 'generated'"):
+        load_run_data(folder, tmp_path / "motions.npz")
 
 
 def test_patience_stops_early(data, tmp_path):
@@ -247,7 +305,8 @@ def test_numbers_of_numpy_s_are_numbers(data, tmp_path):
         non_local=np.bool_(False),
     )
     assert config == dataclasses.replace(SMALL, epochs=1, dropout=0.25)
-    train(config, data, tmp_path / "n", facts={"stride": np.int64(3)}, verbose=False)
+    data = dataclasses.replace(data, origin={"stride": np.int64(3)})
+    train(config, data, tmp_path / "n", verbose=False)
     record = json.loads((tmp_path / "n" / "config.json").read_text())
     assert (record["config"]["channels"], record["data"]["stride"]) == (6, 3)
 

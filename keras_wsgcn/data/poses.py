@@ -1,7 +1,8 @@
 """`PoseDataset`: pairs of 2D input and 3D target with their origin, and how motions become one."""
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 import numpy as np
 
@@ -9,7 +10,11 @@ from keras_wsgcn import skeletons
 from keras_wsgcn.data.archive import Motion, MotionArchive
 from keras_wsgcn.data.cameras import Camera, normalize_screen
 from keras_wsgcn.errors import InputError, check_integer, check_integers, check_number
+from keras_wsgcn.files import digest_of_arrays
 from keras_wsgcn.skeletons import Skeleton
+
+# What a run records of its data beside how it is loaded.
+DATA_FACTS = ("name", "digest", "train_poses", "validation_poses", "validation_subjects")
 
 # A person is a few metres across: a larger coordinate means another unit, usually millimetres.
 _LARGEST_METRES = 5.0
@@ -138,6 +143,8 @@ class Splits:
             are trained on; of CMU-24.
         keypoints: `"gt"` or `"cpn"` for Human3.6M, whose errors the paper's tables have.
         digest: of the file that they were read from, by which a run knows its data again.
+        origin: how `load_splits` was called: `source` and the options, all that it takes to load
+            them again; empty for splits made by hand.
 
     Raises:
         InputError: if two of them share a subject.
@@ -150,6 +157,7 @@ class Splits:
     seen_actions: tuple[str, ...] = ()
     keypoints: str = ""
     digest: str = ""
+    origin: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self):
         people = [set(part.subject.tolist()) for part in (self.train, self.validation, self.test)]
@@ -158,6 +166,25 @@ class Splits:
                 "`train`, `validation` and `test` must not share subjects. "
                 f"Received: {[sorted(p) for p in people]}"
             )
+
+    def facts(self) -> dict[str, Any]:
+        """What a run records of its data, to know it again; JSON values.
+
+        Splits made by hand are known by their poses, bit by bit.
+        """
+        digest = self.digest
+        if not self.origin and not digest:
+            arrays = [getattr(part, name) for part in (self.train, self.validation)
+                      for name in ("pose2d", "pose3d")]  # fmt: skip
+            digest = digest_of_arrays(arrays)
+        return {
+            "name": self.name,
+            "digest": digest,
+            "train_poses": len(self.train),
+            "validation_poses": len(self.validation),
+            "validation_subjects": np.unique(self.validation.subject).tolist(),
+            **self.origin,
+        }
 
 
 def select_joints(source: Skeleton, target: Skeleton) -> np.ndarray:

@@ -38,6 +38,7 @@ def load_generated(*, seed: int = 0, **options) -> Splits:
     )
 
 
+DEFAULTS = {"stride": 1, "noise_px": 0.0}
 SOURCES = {"generated": load_generated, "cmu24": load_cmu24}
 
 
@@ -79,7 +80,8 @@ def load_splits(
                 f"`validation` and `test` are fixed for {data!r}: leave them out. "
                 f"Received: validation={shown(validation)}, test={shown(test)}"
             )
-        return SOURCES[str(data)](**options)
+        splits = SOURCES[str(data)](**options)
+        return replace(splits, origin=_origin(data, options))
     if Path(data).suffix != ".npz":
         raise InputError(
             f"`data` must be one of {list(SOURCES)} or the path of a motion archive (.npz). "
@@ -90,10 +92,12 @@ def load_splits(
     if test is not None:
         test = check_integers("test", test, least=0)
     archive = load_archive(data)
-    digest = digest_of(data)
+    own = {"validation": validation, "test": test}
+    subjects = {name: value for name, value in own.items() if value is not None}
+    origin = _origin(data, {**options, **subjects})
     if human36m.is_human36m(archive):
         splits = human36m.split(archive, validation=validation, test=test, **options)
-        return replace(splits, digest=digest)
+        return replace(splits, digest=digest_of(data), origin=origin)
     if not validation or not test:
         raise InputError(
             "`validation` and `test` must name subjects of the archive. "
@@ -103,7 +107,17 @@ def load_splits(
     splits = observe_splits(
         archive, cameras, name=Path(data).stem, validation=validation, test=test, **options
     )
-    return replace(splits, digest=digest)
+    return replace(splits, digest=digest_of(data), origin=origin)
+
+
+def _origin(data: str | os.PathLike, options: Mapping[str, object]) -> dict[str, object]:
+    """What `load_splits` was told, and what it takes where it was not; but the skeleton."""
+    told = {"source": data, **DEFAULTS, **options}
+    return {
+        name: os.fspath(value) if isinstance(value, os.PathLike) else value
+        for name, value in told.items()
+        if name != "skeleton"
+    }
 
 
 def check_options(data: str | os.PathLike, options: Mapping[str, object]) -> None:

@@ -115,7 +115,6 @@ class Objective:
                 data,
                 list(folders.values()),
                 callbacks=[[self._reporter(trial, folder)] for folder in folders.values()],
-                facts=start["data"],
                 verbose=False,
             )
         result = results[list(folders).index(config.seed)]
