@@ -12,6 +12,7 @@ import pytest
 from study_stand_in import FIXED, SEARCH, few_poses, spec_of, stand_in, states, study_of
 
 from keras_wsgcn import InputError
+from keras_wsgcn.files import digest_of
 from keras_wsgcn.studies import liveness, workers
 from keras_wsgcn.studies import storage as storages
 from keras_wsgcn.studies import trials as study_trials
@@ -312,6 +313,45 @@ def test_objectives_of_another_study_are_refused(tmp_path, stand_in):
     search = {**SEARCH["search"], "objectives": ["params"]}
     with pytest.raises(InputError, match="`name` must be new where the objectives change"):
         run(spec_of(SEARCH, search=search), tmp_path)
+
+
+@pytest.mark.plain
+def test_a_range_can_move_but_not_its_choices(tmp_path, stand_in):
+    def spec(trials, **space):
+        return spec_of(SEARCH, search={"trials": trials, "space": space})
+
+    rate = {"low": 1e-4, "high": 1e-2, "log": True}
+    assert run(spec(2, learning_rate=rate, batch_size={"choices": [64, 128]}), tmp_path)
+    for name, other in (
+        ("batch_size", {"choices": [64, 128, 32]}),
+        ("batch_size", {"low": 32, "high": 128}),
+        ("learning_rate", {"low": 1e-4, "high": 1e-2}),
+    ):
+        space = {"learning_rate": rate, "batch_size": {"choices": [64, 128]}, name: other}
+        with pytest.raises(
+            InputError, match=rf"`name` must be new where the choices.*: pre_agg', whose {name} is"
+        ):
+            run(spec(3, **space), tmp_path)
+    wider = {"low": 1e-5, "high": 1e-1, "log": True}
+    assert run(spec(3, learning_rate=wider, batch_size={"choices": [64, 128]}), tmp_path)
+    assert len(stand_in.trained) == 3
+
+
+@pytest.mark.plain
+def test_a_finished_study_refuses_an_archive_that_changed(tmp_path, stand_in, few_poses):
+    archive = tmp_path / "motions.npz"
+    archive.write_bytes(b"one")
+    data = {"source": str(archive), "validation": [2], "test": [3]}
+    spec = spec_of(FIXED, data=data, seeds=[0])
+    with pytest.MonkeyPatch.context() as patch:
+        own = dataclasses.replace(few_poses, digest=digest_of(archive))
+        patch.setattr(study_trials, "load_splits", lambda source, **options: own)
+        assert run(spec, tmp_path, verbose=False)
+    archive.write_bytes(b"two")
+    with pytest.raises(InputError, match="`data` must be the archive of the study's other trials"):
+        run(spec, tmp_path)
+    archive.unlink()
+    assert run(spec, tmp_path)  # what is done needs it no more
 
 
 def test_a_process_is_dead_once_its_lock_is_free():

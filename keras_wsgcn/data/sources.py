@@ -8,7 +8,7 @@ from pathlib import Path
 
 from keras_wsgcn.data import human36m
 from keras_wsgcn.data.archive import load_archive
-from keras_wsgcn.data.cmu import four_cameras, load_cmu24
+from keras_wsgcn.data.cmu import find_archive, four_cameras, load_cmu24
 from keras_wsgcn.data.motions import generate_motions
 from keras_wsgcn.data.poses import Splits, observe, observe_splits
 from keras_wsgcn.errors import InputError, check_integers, shown
@@ -108,6 +108,21 @@ def load_splits(
         archive, cameras, name=Path(data).stem, validation=validation, test=test, **options
     )
     return replace(splits, digest=digest_of(data), origin=origin)
+
+
+def archive_digest(data: str | os.PathLike, path: str | os.PathLike | None = None) -> str | None:
+    """The digest of the archive that `load_splits` would read; None where it lies elsewhere.
+
+    Args:
+        data: as `load_splits` takes it.
+        path: of CMU-24's archive, as `load_cmu24` takes it.
+    """
+    if data == "generated":
+        return ""
+    try:
+        return digest_of(find_archive(path) if data == "cmu24" else data)
+    except (InputError, OSError):
+        return None
 
 
 def _origin(data: str | os.PathLike, options: Mapping[str, object]) -> dict[str, object]:

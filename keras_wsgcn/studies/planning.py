@@ -3,7 +3,7 @@
 import json
 import os
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from optuna.distributions import (
     CategoricalDistribution,
     FloatDistribution,
     IntDistribution,
+    check_distribution_compatibility,
 )
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
@@ -22,6 +23,7 @@ from keras_wsgcn.errors import InputError
 from keras_wsgcn.recipes import SCHEDULES, TrainConfig
 from keras_wsgcn.schemes import SCHEMES
 from keras_wsgcn.studies import storage as storages
+from keras_wsgcn.studies.search import distributions_of
 from keras_wsgcn.studies.spec import Cell, StudySpec, with_settings
 
 _CHOICES = {"scheme": tuple(SCHEMES), "affinity": AFFINITIES, "schedule": SCHEDULES}
@@ -109,7 +111,7 @@ def open_study(storage: RDBStorage, spec: StudySpec, name: str) -> optuna.Study:
     """The Optuna study of that name of a spec, made if need be."""
     search = spec.search
     startup = max(3, min(10, search.trials // 3)) if search else 0
-    return storages.open_study(
+    study = storages.open_study(
         storage,
         name,
         objectives_of(spec),
@@ -117,6 +119,37 @@ def open_study(storage: RDBStorage, spec: StudySpec, name: str) -> optuna.Study:
         # Not after the first epoch yet: it favours low learning rates.
         pruner=optuna.pruners.MedianPruner(n_startup_trials=startup, n_warmup_steps=2),
     )
+    if search:
+        _check_space(study, distributions_of(search.space))
+    return study
+
+
+def _check_space(study: optuna.Study, space: Mapping[str, BaseDistribution]) -> None:
+    """Refuses ranges that Optuna cannot search after those of the study's earlier trials."""
+    for trial in study.get_trials(deepcopy=False):
+        for name in space.keys() & trial.distributions.keys():
+            try:
+                check_distribution_compatibility(trial.distributions[name], space[name])
+            except ValueError:
+                raise InputError(
+                    "`name` must be new where the choices, or the kind, of a range change. "
+                    f"Received: name={study.study_name!r}, whose {name} is "
+                    f"{trial.distributions[name]}, with {space[name]}"
+                ) from None
+
+
+def check_archive(study: optuna.Study, digest: str) -> None:
+    """Refuses an archive that is another than that of the study's earlier trials.
+
+    Raises:
+        InputError: if it is.
+    """
+    trials = study.get_trials(deepcopy=False)
+    if {trial.user_attrs.get("digest", digest) for trial in trials} - {digest}:
+        raise InputError(
+            "`data` must be the archive of the study's other trials, byte by byte: give the study "
+            f"a new name. Received: an archive of the digest {digest!r}"
+        )
 
 
 class SlotSampler(optuna.samplers.BaseSampler):

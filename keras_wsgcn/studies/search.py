@@ -7,6 +7,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+
 from keras_wsgcn import schemes
 from keras_wsgcn.errors import (
     MAX_INTEGER,
@@ -105,6 +112,20 @@ def corners(space: Mapping[str, Range]) -> Iterable[dict[str, Any]]:
     ends = {name: bounds.choices or (bounds.low, bounds.high) for name, bounds in space.items()}
     for number in range(max(map(len, ends.values()))):
         yield {name: values[min(number, len(values) - 1)] for name, values in ends.items()}
+
+
+def distributions_of(space: Mapping[str, Range]) -> dict[str, BaseDistribution]:
+    """The ranges as Optuna has them."""
+    found: dict[str, BaseDistribution] = {}
+    for name, bounds in space.items():
+        low, high = bounds.low or 0, bounds.high or 0
+        if bounds.choices:
+            found[name] = CategoricalDistribution(bounds.choices)
+        elif is_integer(name):
+            found[name] = IntDistribution(int(low), int(high), log=bounds.log)
+        else:
+            found[name] = FloatDistribution(float(low), float(high), log=bounds.log)
+    return found
 
 
 def is_integer(name: str) -> bool:

@@ -15,6 +15,7 @@ import filelock
 import keras
 import numpy as np
 import optuna
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from keras_wsgcn.data.poses import PoseDataset, Splits
 from keras_wsgcn.data.sources import load_splits
@@ -23,7 +24,8 @@ from keras_wsgcn.errors import InputError, Refused
 from keras_wsgcn.evaluation import ERRORS, evaluate, headline
 from keras_wsgcn.recipes import TrainConfig
 from keras_wsgcn.saving import read_metadata
-from keras_wsgcn.studies.search import Search, is_integer
+from keras_wsgcn.studies.planning import check_archive
+from keras_wsgcn.studies.search import Search, distributions_of
 from keras_wsgcn.studies.spec import solve, with_settings
 from keras_wsgcn.training import DivergenceError, TrainResult, is_finished, train_together
 
@@ -99,7 +101,8 @@ class Objective:
         data = self._load(start["data"], config)
         if self.search and config.batch_size > len(data.train):
             raise Refused(f"`batch_size` {config.batch_size} exceeds {len(data.train)} poses")
-        self._check_data(trial, data.digest)
+        check_archive(trial.study, data.digest)
+        trial.set_user_attr("digest", data.digest)
         digest = {"digest": data.digest} if data.digest else {}
         folders = self._folders(config, {**start["data"], **digest})
         own = folders[config.seed]
@@ -146,16 +149,6 @@ class Objective:
         size = solve(config)
         # By its channels, so that equal models at whatever budget are the same run.
         return with_settings(config, {"channels": size["channels"]}), size
-
-    def _check_data(self, trial: optuna.Trial, digest: str) -> None:
-        """Refuses an archive that is another than that of the study's earlier trials."""
-        others = trial.study.get_trials(deepcopy=False)
-        if {other.user_attrs.get("digest", digest) for other in others} - {digest}:
-            raise InputError(
-                "`data` must be the archive of the study's other trials, byte by byte: give the "
-                f"study a new name. Received: an archive of the digest {digest!r}"
-            )
-        trial.set_user_attr("digest", digest)
 
     def _folders(self, config: TrainConfig, data: Mapping[str, Any]) -> dict[int, Path]:
         """For each seed that is trained together with this one the folder of its run."""
@@ -214,17 +207,13 @@ def _end(trial: optuna.Trial, outcome: str, began: float, reason: str = "") -> N
 def suggest(trial: optuna.Trial, search: Search) -> dict[str, Any]:
     """Asks Optuna for the searched settings."""
     found: dict[str, Any] = {}
-    for name, bounds in search.space.items():
-        if bounds.choices:
-            found[name] = trial.suggest_categorical(name, list(bounds.choices))
-        elif is_integer(name):
-            found[name] = trial.suggest_int(
-                name, int(bounds.low or 0), int(bounds.high or 0), log=bounds.log
-            )
-        else:
-            found[name] = trial.suggest_float(
-                name, float(bounds.low or 0), float(bounds.high or 0), log=bounds.log
-            )
+    for name, range_ in distributions_of(search.space).items():
+        if isinstance(range_, CategoricalDistribution):
+            found[name] = trial.suggest_categorical(name, range_.choices)
+        elif isinstance(range_, IntDistribution):
+            found[name] = trial.suggest_int(name, range_.low, range_.high, log=range_.log)
+        elif isinstance(range_, FloatDistribution):
+            found[name] = trial.suggest_float(name, range_.low, range_.high, log=range_.log)
     return found
 
 

@@ -24,10 +24,11 @@ import optuna
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial
 
+from keras_wsgcn.data.sources import archive_digest
 from keras_wsgcn.errors import InputError, check_integer
 from keras_wsgcn.recipes import TrainConfig
 from keras_wsgcn.studies import storage as storages
-from keras_wsgcn.studies.planning import is_open, open_study, plan, storage_of
+from keras_wsgcn.studies.planning import check_archive, is_open, open_study, plan, storage_of
 from keras_wsgcn.studies.spec import StudySpec
 from keras_wsgcn.studies.trials import Objective, OutOfMemoryError, latency_ms
 from keras_wsgcn.training import check_together
@@ -113,6 +114,10 @@ def _run_opened(
 ) -> bool:
     slots = plan(spec, folder, storage)
     studies = {name: open_study(opened, spec, name) for name in slots}
+    digest = archive_digest(spec.data["source"], spec.data.get("path"))
+    for study in studies.values():
+        if digest is not None:
+            check_archive(study, digest)
     with storages.exclusive(opened):
         for name, study in studies.items():
             storages.fail_dead(study)  # first: a search goes on with the slot that was cut off
