@@ -14,7 +14,7 @@ from keras_wsgcn import metrics, skeletons
 from keras_wsgcn.data.poses import DATA_FACTS, PoseDataset, Splits
 from keras_wsgcn.data.sources import SOURCES, load_splits
 from keras_wsgcn.errors import InputError, check_choice, shown
-from keras_wsgcn.prediction import predict, root_aligned
+from keras_wsgcn.prediction import check_single, predict, root_aligned
 
 # Tables 5, 6 and 7 of the paper: Human3.6M by action.
 PAPER_TABLES = Path(__file__).with_name("paper_actions.csv")
@@ -113,8 +113,9 @@ def evaluate(model: keras.Model, poses: PoseDataset) -> pd.DataFrame:
         Procrustes), `n_mpjpe_mm`, `pck150_percent` and `auc_percent`.
 
     Raises:
-        InputError: if the model takes other joints.
+        InputError: if the model takes other joints, or has several inputs or outputs.
     """
+    check_single(model)
     wanted = model.input_shape[1:]
     if tuple(wanted) != poses.pose2d.shape[1:]:
         raise InputError(

@@ -347,10 +347,14 @@ class _PoseMetric(keras.metrics.Mean):
     """The mean over poses of one of the errors above, computed in float32 or wider."""
 
     _error: Callable  # set by each subclass
+    _joint_errors: Callable | None = None  # (joints, batch, ...), where joints can be weighted
     _direction = "down"  # Keras's callbacks read it: less is better
 
     def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
-        """Adds the poses `(batch, ..., joints, 3)` in metres, weighted by `sample_weight`."""
+        """Adds the poses `(batch, ..., joints, 3)` in metres, weighted by `sample_weight`.
+
+        A weight for each pose, or for `MPJPE` for each joint, `(batch, ..., joints)`.
+        """
         y_true, y_pred = ops.convert_to_tensor(y_true), ops.convert_to_tensor(y_pred)
         # Unequal shapes would broadcast against each other, to a plausible number.
         sizes = list(zip(y_true.shape, y_pred.shape, strict=False))
@@ -363,7 +367,18 @@ class _PoseMetric(keras.metrics.Mean):
         # Half precision would round the errors to 0.5 mm and more.
         dtype = keras.backend.result_type(y_true.dtype, y_pred.dtype, "float32")
         x, y = (_coordinates_first(ops, ops.cast(tensor, dtype)) for tensor in (y_true, y_pred))
-        super().update_state(type(self)._error(ops, x, y), sample_weight=sample_weight)
+        errors = type(self)._error(ops, x, y)
+        weights: tuple[int, ...] = np.shape(sample_weight) if sample_weight is not None else ()
+        if len(weights) > len(errors.shape) and weights[-1] != 1:
+            joint_errors = type(self)._joint_errors
+            if joint_errors is None or weights[-1] != y_true.shape[-2]:
+                raise InputError(
+                    "`sample_weight` must be a number for each pose, or for MPJPE also for each "
+                    f"joint. Received: sample_weight.shape={tuple(weights)} for poses "
+                    f"{tuple(y_true.shape)}"
+                )
+            errors = ops.moveaxis(joint_errors(ops, x, y), 0, -1)
+        super().update_state(errors, sample_weight=sample_weight)
 
 
 @keras.saving.register_keras_serializable(package="keras_wsgcn")
@@ -381,6 +396,7 @@ class MPJPE(_PoseMetric):
     """
 
     _error = staticmethod(_mpjpe)
+    _joint_errors = staticmethod(_distances_mm)
 
     def __init__(self, name: str = "mpjpe_mm", dtype: Any = None):
         super().__init__(name=name, dtype=dtype)

@@ -4,13 +4,19 @@ import keras
 import numpy as np
 
 from keras_wsgcn.devices import float32_products, keep_freed_memory, replicas
+from keras_wsgcn.errors import InputError
 from keras_wsgcn.torch_steps import replay_predictions
 
 PREDICT_BATCH = 1024
 
 
 def predict(model: keras.Model, pose2d: np.ndarray) -> np.ndarray:
-    """Lifts poses in batches: `(poses, joints, 2)` to `(poses, joints, 3)` metres."""
+    """Lifts poses in batches: `(poses, joints, 2)` to `(poses, joints, 3)` metres.
+
+    Raises:
+        InputError: if the model has several inputs or outputs.
+    """
+    check_single(model)
     if not len(pose2d):
         return np.empty((0, *model.output_shape[1:]), np.float32)
     count = replicas()
@@ -21,6 +27,20 @@ def predict(model: keras.Model, pose2d: np.ndarray) -> np.ndarray:
         replay_predictions(model, batch)
     with float32_products():
         return np.asarray(model.predict(whole, batch_size=batch, verbose=0))[: len(pose2d)]
+
+
+def check_single(model: keras.Model) -> None:
+    """Refuses models that have more than a lifter's one input and one output.
+
+    Raises:
+        InputError: if the model has.
+    """
+    inputs, outputs = (len(getattr(model, name, None) or [0]) for name in ("inputs", "outputs"))
+    if (inputs, outputs) != (1, 1):
+        raise InputError(
+            "`model` must have one input (batch, joints, 2) and one output (batch, joints, 3). "
+            f"Received: {inputs} inputs and {outputs} outputs"
+        )
 
 
 def root_aligned(poses: np.ndarray, root: int) -> np.ndarray:

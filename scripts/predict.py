@@ -36,6 +36,8 @@ EPILOG = (
     "very wide or very long lens sees comes out distorted."
 )
 _FRACTION = 2.0  # pixels in which no person fits: such numbers are fractions of the image
+_PERCENT = 10.0  # a confidence above is none between 0 and 1, nor OpenPose's, a little above
+_OUTSIDE_SHARE = 0.1  # of the joints; more is no person at the edge
 _OUTSIDE = 10.0  # a fraction so far outside of the image is no fraction
 
 
@@ -128,6 +130,7 @@ def lift_file(options: argparse.Namespace, lift: Callable[..., PoseSequence]) ->
             f"Received: keypoints={str(options.keypoints)!r}"
         )
     report(sequence)
+    note_outside(tracks, size, options.confidence)
     with contextlib.ExitStack() as finished:  # all of the files appear, or none
         for path, write in writers.items():
             write(sequence, finished.enter_context(atomic_path(path)))
@@ -170,6 +173,12 @@ def read_people(options: argparse.Namespace) -> list[KeypointTrack]:
     tracks = [
         track for track, count in zip(found, frames, strict=True) if count >= options.least_frames
     ]
+    surest = max(float(track.confidence.max(initial=0.0)) for track in tracks)
+    if surest > _PERCENT and options.confidence <= 1:
+        raise InputError(
+            "`confidence` must be on the detector's scale, which seems to be percent. "
+            f"Received: confidence={options.confidence:g} for confidences up to {surest:.4g}"
+        )
     seen = [track.keypoints[track.seen(options.confidence)] for track in tracks]
     largest = max(float(np.abs(points).max(initial=0.0)) for points in seen)
     if options.fractions:
@@ -205,12 +214,30 @@ def assumed_size(tracks: list[KeypointTrack], options: argparse.Namespace) -> tu
     """An image size for want of the true one: as if the people were in the image's middle."""
     points = np.concatenate([track.keypoints[track.seen(options.confidence)] for track in tracks])
     low, high = points.min(axis=0), points.max(axis=0)
-    width, height = np.ceil(np.maximum(high + np.maximum(low, 0), 1)).astype(int).tolist()
+    size = np.maximum(high + np.maximum(low, 0), high - low)  # detectors also see what is cut off
+    width, height = np.ceil(np.maximum(size, 1)).astype(int).tolist()
     print(
         f"image size not given: assumed {width} x {height} pixels, as if the people were in the "
         "middle; give --image-size W H for better poses"
     )
     return width, height
+
+
+def note_outside(tracks: list[KeypointTrack], size: tuple[int, int], confidence: float) -> None:
+    """Says so where many joints lie outside of the image: the size is then another."""
+    points = np.concatenate([track.keypoints[track.seen(confidence)] for track in tracks])
+
+    def outside(size: tuple[int, int]) -> float:
+        return float(((points < 0) | (points > size)).any(axis=1).mean()) if len(points) else 0.0
+
+    if (share := outside(size)) > _OUTSIDE_SHARE:
+        swapped = (size[1], size[0])
+        hint = f"; {swapped[0]} {swapped[1]} would fit" if outside(swapped) < share / 4 else ""
+        print(
+            f"note: {share:.0%} of the seen joints lie outside of the image of {size[0]} x "
+            f"{size[1]} pixels, check --image-size{hint}",
+            file=sys.stderr,
+        )
 
 
 def report(sequence: PoseSequence) -> None:

@@ -1,3 +1,4 @@
+import keras
 import numpy as np
 import pandas as pd
 import pytest
@@ -25,6 +26,14 @@ def test_predictions_are_aligned_at_the_root(monkeypatch):
     errors = evaluate(build_model("pre_agg", channels=4, blocks=0), poses)
     np.testing.assert_allclose(errors[["mpjpe_mm", "n_mpjpe_mm"]], 0.0, atol=1e-3)
     assert subject_mean_mm(poses, moved) == pytest.approx(0.0, abs=1e-3)
+
+
+def test_models_of_several_outputs_are_refused(generated):
+    """Of a user's own making, with an auxiliary head."""
+    pose2d = keras.Input((16, 2))
+    heads = [keras.layers.Dense(3)(pose2d) for _ in range(2)]
+    with pytest.raises(InputError, match="Received: 1 inputs and 2 outputs"):
+        evaluate(keras.Model(pose2d, heads), generated.test)
 
 
 def test_every_pose_gets_its_errors(generated):

@@ -283,6 +283,29 @@ def test_keras_metric_weighs_samples(metric, function):
     assert float(result) == pytest.approx(expected, abs=1e-3)
 
 
+@pytest.mark.parametrize(("metric", "function"), KERAS_METRICS)
+def test_keras_metric_takes_a_column_of_weights(metric, function):
+    y_true, y_pred = some_poses(8)
+    weight = np.arange(8.0)
+    result = metric()(y_true, y_pred, sample_weight=weight[:, None])
+    expected = np.average(function(y_true, y_pred), weights=weight)
+    assert float(result) == pytest.approx(expected, abs=1e-3)
+
+
+def test_mpjpe_weighs_joints_and_p_mpjpe_cannot(rng):
+    y_true, y_pred = some_poses(16)  # as many as joints: they are not mixed up
+    weight = rng.uniform(size=(16, 16))
+    expected = np.average(1000 * np.linalg.norm(y_true - y_pred, axis=-1), weights=weight)
+    assert float(MPJPE()(y_true, y_pred, sample_weight=weight)) == pytest.approx(expected, abs=1e-3)
+    model = keras.Sequential([keras.Input((16, 3)), keras.layers.Identity()])
+    model.compile(loss="mse", weighted_metrics=[MPJPE()])
+    logs = model.evaluate(y_pred, y_true, sample_weight=weight, verbose=0, return_dict=True)
+    assert logs["mpjpe_mm"] == pytest.approx(expected, abs=1e-3)
+    for metric, wrong in ((PMPJPE, weight), (MPJPE, weight[:, :15])):
+        with pytest.raises(InputError, match="`sample_weight` must be a number for each pose"):
+            metric()(y_true, y_pred, sample_weight=wrong)
+
+
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 @pytest.mark.parametrize(("metric", "function"), KERAS_METRICS)
 def test_keras_metric_computes_half_precision_in_single(metric, function, dtype):

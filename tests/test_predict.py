@@ -241,6 +241,41 @@ def test_an_unknown_image_size_is_assumed_and_said(walk, models, tmp_path, capsy
     assert "a camera like those of the training is assumed" in text
 
 
+def test_an_image_size_that_does_not_fit_is_noticed(walk, models, tmp_path, capsys):
+    keypoints = seen(walk, "coco17")[:5]
+    np.save(tmp_path / "k.npy", keypoints)
+    arguments = [tmp_path / "k.npy", "--model", models[16], "-o", tmp_path / "o.npz"]
+    x, y = (int(np.ceil(keypoints[..., axis].max())) for axis in (0, 1))
+    for size, hint in (((x, y), None), ((x // 2, y // 2), "image-size\n")):
+        assert predict(*arguments, "--image-size", *size) == 0
+        text = capsys.readouterr().err
+        assert "note:" not in text if hint is None else hint in text
+    wide = keypoints.copy()
+    wide[..., 0] *= 2 * y / x
+    np.save(tmp_path / "k.npy", wide)
+    assert predict(*arguments, "--image-size", y, 2 * y) == 0
+    assert f"check --image-size; {2 * y} {y} would fit" in capsys.readouterr().err
+
+
+def test_people_cut_off_at_the_left_have_their_width(walk, models, tmp_path):
+    keypoints = seen(walk, "coco17")[:5]
+    keypoints[..., 0] -= keypoints[..., 0].max() - 100  # most of them lies left of the image
+    np.save(tmp_path / "k.npy", keypoints)
+    assert predict(tmp_path / "k.npy", "--model", models[16], "-o", tmp_path / "o.npz") == 0
+    width = int(np.load(tmp_path / "o.npz")["image_size_px"][0])
+    assert width == np.ceil(np.ptp(keypoints[..., 0]).round(6))
+
+
+def test_confidences_in_percent_are_noticed(walk, models, tmp_path, capsys):
+    keypoints = seen(walk, "coco17")[:5]
+    keypoints[..., 2] *= 97
+    np.save(tmp_path / "k.npy", keypoints)
+    arguments = [tmp_path / "k.npy", "--model", models[16], "-o", tmp_path / "o.npz"]
+    assert predict(*arguments) == 2
+    assert "`confidence` must be on the detector's scale" in capsys.readouterr().err
+    assert predict(*arguments, "--confidence", 30) == 0
+
+
 def test_a_joint_that_is_missing_is_no_place_of_the_image(walk, models, tmp_path):
     keypoints = seen(walk, "coco17")[:5]
     keypoints[2, 0] = 0
