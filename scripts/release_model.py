@@ -13,6 +13,7 @@ from cli import run
 
 from keras_wsgcn import markdown, pretrained
 from keras_wsgcn.data.cmu import SEEN_ACTIONS, load_cmu24, with_detector_trunk
+from keras_wsgcn.data.poses import DATA_FACTS
 from keras_wsgcn.errors import InputError
 from keras_wsgcn.evaluation import evaluate, headline, table_by
 from keras_wsgcn.files import write_json, write_text
@@ -97,22 +98,38 @@ def measure(model) -> dict[str, pd.DataFrame]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("run", type=Path, help="folder of a run on cmu24")
+    parser.add_argument(
+        "run",
+        type=Path,
+        nargs="?",
+        help="folder of a run on cmu24; without it only the card is new",
+    )
     parser.add_argument("--name", required=True, help="name of the model")
     options = parser.parse_args(argv)
-    if not (options.run / "best.keras").is_file():
-        raise InputError(f"`run` must be the folder of a run. Received: run={str(options.run)!r}")
-    model = load_model(options.run / "best.keras", compile=False)
-    last = read_metadata(options.run / "last.keras")["training"]
+    if options.run:
+        write_model(options.run, options.name)
+    model = pretrained.load_pretrained(options.name)
+    record = json.loads((FOLDER / f"{options.name}.json").read_text(encoding="utf-8"))
+    text = card(options.name, record, measure(model))
+    write_text(FOLDER / f"{options.name}.md", text)
+    print(text)
+
+
+def write_model(folder: Path, name: str) -> None:
+    """Writes the weights of a run's best model, and the record of it."""
+    if not (folder / "best.keras").is_file():
+        raise InputError(f"`run` must be the folder of a run. Received: run={str(folder)!r}")
+    model = load_model(folder / "best.keras", compile=False)
+    last = read_metadata(folder / "last.keras")["training"]
     best = model.metadata["training"]
-    config = json.loads((options.run / "config.json").read_text(encoding="utf-8"))
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     if config["data"]["name"] != "cmu24":
         raise InputError(f"`run` must be on cmu24. Received: {config['data']['name']!r}")
-    hidden = ("name", "source")
+    hidden = {*DATA_FACTS, "source"} - {"train_poses"}
     data = {k: v for k, v in config["data"].items() if k not in hidden}
-    path = FOLDER / f"{options.name}.weights.h5"
+    path = FOLDER / f"{name}.weights.h5"
     # Keras wants its suffix of two parts, which a temporary name of `atomic_path` would lose.
-    temporary = path.with_name(f".{options.name}.weights.h5")
+    temporary = path.with_name(f".{name}.weights.h5")
     model.save_weights(temporary)
     temporary.replace(path)
     record = {
@@ -135,9 +152,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             "The database was created with funding from NSF EIA-0196217.",
         },
     }
-    write_json(FOLDER / f"{options.name}.json", record)
-    write_text(FOLDER / f"{options.name}.md", card(options.name, record, measure(model)))
-    print((FOLDER / f"{options.name}.md").read_text(encoding="utf-8"))
+    write_json(FOLDER / f"{name}.json", record)
 
 
 if __name__ == "__main__":
