@@ -12,7 +12,7 @@ import pandas as pd
 
 from keras_wsgcn import metrics, skeletons
 from keras_wsgcn.data.poses import DATA_FACTS, PoseDataset, Splits
-from keras_wsgcn.data.sources import SOURCES, load_splits
+from keras_wsgcn.data.sources import differences, load_splits, options_of
 from keras_wsgcn.errors import InputError, check_choice, shown
 from keras_wsgcn.prediction import check_single, predict, root_aligned
 
@@ -28,9 +28,6 @@ ERRORS = {
 }
 
 
-# How data is loaded, as `config.json` says it.
-_DATA_OPTIONS = {"source", "validation", "test", "stride", "noise_px", "seed", "keep_unseen"}
-_CMU_OPTIONS = {"path", "train_cameras", "mixed_trunks"}
 MAX_RECORD_BYTES = 1 << 20
 
 
@@ -71,29 +68,32 @@ def load_run_data(folder: str | os.PathLike, data: str | os.PathLike | None = No
     options = {key: value for key, value in record["data"].items() if key not in DATA_FACTS}
     try:
         source = options.pop("source", None)
-        if source is None:
+        if not isinstance(source, str):
             raise InputError(
                 "`data` must say where it is from, `source`, as it does where `load_splits` made "
                 f"it; of poses made otherwise use `evaluate`. Received: {shown(record['data'])}"
             )
-        if data is not None:
-            if source in SOURCES:
-                raise InputError(
-                    f"`data` must be left out for a run on {source!r}, which is no archive. "
-                    f"Received: data={str(data)!r}"
-                )
+        if data is not None and source == "generated":
+            raise InputError(
+                "`data` must be left out for a run on 'generated', which is no archive. "
+                f"Received: data={str(data)!r}"
+            )
+        if data is not None and source == "cmu24":
+            options["path"] = data
+        elif data is not None:
             source = data
-        known = _DATA_OPTIONS | (_CMU_OPTIONS if source == "cmu24" else set())
+        known = options_of(source).keys() - {"skeleton"}
         if unknown := sorted(set(options) - known):
             raise InputError(
                 f"`data` must have keys among {sorted(known)}. Received: {shown(unknown)}"
             )
         skeleton = skeletons.get(record["config"].get("skeleton"))
         splits = load_splits(source, skeleton=skeleton, **options)
-        if (digest := record["data"].get("digest", splits.digest)) != splits.digest:
+        if found := differences(record["data"], splits):
+            recorded, now = ({k: d.get(k) for k in found} for d in (record["data"], splits.facts()))
             raise InputError(
-                f"`data` must be the archive that the run was trained on, of digest {digest!r}. "
-                f"Received: {source!r} of digest {splits.digest!r}"
+                f"`data` must be what the run was trained on, {shown(recorded)}. "
+                f"Received: {str(source)!r} with {shown(now)}"
             )
         return splits
     except InputError as error:

@@ -367,15 +367,16 @@ class _PoseMetric(keras.metrics.Mean):
         # Half precision would round the errors to 0.5 mm and more.
         dtype = keras.backend.result_type(y_true.dtype, y_pred.dtype, "float32")
         x, y = (_coordinates_first(ops, ops.cast(tensor, dtype)) for tensor in (y_true, y_pred))
-        errors = type(self)._error(ops, x, y)
-        weights: tuple[int, ...] = np.shape(sample_weight) if sample_weight is not None else ()
+        errors, joints = type(self)._error(ops, x, y), y_true.shape[-2]
+        weights: tuple[int | None, ...] = tuple(np.shape(sample_weight))
+        if len(weights) == len(errors.shape) + 2 and weights[-1] == 1:
+            sample_weight, weights = ops.squeeze(sample_weight, axis=-1), weights[:-1]
         if len(weights) > len(errors.shape) and weights[-1] != 1:
             joint_errors = type(self)._joint_errors
-            if joint_errors is None or weights[-1] != y_true.shape[-2]:
+            if joint_errors is None or weights[-1] not in (None, joints):
                 raise InputError(
                     "`sample_weight` must be a number for each pose, or for MPJPE also for each "
-                    f"joint. Received: sample_weight.shape={tuple(weights)} for poses "
-                    f"{tuple(y_true.shape)}"
+                    f"joint. Received: sample_weight.shape={weights} for {tuple(y_true.shape)}"
                 )
             errors = ops.moveaxis(joint_errors(ops, x, y), 0, -1)
         super().update_state(errors, sample_weight=sample_weight)

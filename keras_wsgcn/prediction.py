@@ -14,7 +14,7 @@ def predict(model: keras.Model, pose2d: np.ndarray) -> np.ndarray:
     """Lifts poses in batches: `(poses, joints, 2)` to `(poses, joints, 3)` metres.
 
     Raises:
-        InputError: if the model has several inputs or outputs.
+        InputError: if the model has several inputs or outputs, or its output is no pose.
     """
     check_single(model)
     if not len(pose2d):
@@ -26,7 +26,13 @@ def predict(model: keras.Model, pose2d: np.ndarray) -> np.ndarray:
     if keras.backend.backend() == "torch":
         replay_predictions(model, batch)
     with float32_products():
-        return np.asarray(model.predict(whole, batch_size=batch, verbose=0))[: len(pose2d)]
+        predicted = model.predict(whole, batch_size=batch, verbose=0)
+    if np.shape(predicted) != (*whole.shape[:2], 3):
+        raise InputError(
+            "`model` must give one array (poses, joints, 3). Received: "
+            f"{type(predicted).__name__} of shape {np.shape(predicted)}"
+        )
+    return np.asarray(predicted)[: len(pose2d)]
 
 
 def check_single(model: keras.Model) -> None:

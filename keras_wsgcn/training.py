@@ -17,8 +17,8 @@ import numpy as np
 import pandas as pd
 
 from keras_wsgcn import metrics, skeletons
-from keras_wsgcn.data.poses import DATA_FACTS, PoseDataset, Splits
-from keras_wsgcn.data.sources import DEFAULTS
+from keras_wsgcn.data.poses import PoseDataset, Splits
+from keras_wsgcn.data.sources import differences
 from keras_wsgcn.devices import data_parallel, float32_products
 from keras_wsgcn.environment import environment
 from keras_wsgcn.epochs import Epochs
@@ -243,10 +243,10 @@ class _Run:
         path = self.folder / "config.json"
         remove_leftovers(self.folder)
         if path.exists():
-            if differences := _differences(self._read_record(path, record), _comparable(record)):
+            if found := self._differences(path, record["config"]):
                 raise InputError(
                     "`folder` must be new, or hold a run with the same configuration and data. "
-                    f"Received: folder={str(self.folder)!r}, which differs in {differences}"
+                    f"Received: folder={str(self.folder)!r}, which differs in {found}"
                 )
         else:
             ran_on = environment()
@@ -254,20 +254,22 @@ class _Run:
                 ran_on["together"] = str(self.together)
             write_json(path, {**record, "environment": ran_on})
 
-    def _read_record(self, path: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
-        """What `config.json` says, and for what an older version did not say, what it meant."""
+    def _differences(self, path: Path, config: Mapping[str, Any]) -> list[str]:
+        """Where this run is not that of `config.json`."""
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-            found["config"] = TrainConfig.from_config(found["config"]).get_config()
-            said = {name: value for name, value in found["data"].items() if value != ""}
-            meant = DEFAULTS | {name: wanted["data"][name] for name in DATA_FACTS}
-            found["data"] = (meant if "source" in said else wanted["data"]) | said
-            return _comparable(json.loads(json.dumps(found)))
+            record = json.loads(path.read_text(encoding="utf-8"))
+            found = TrainConfig.from_config(record["config"]).get_config()
+            found = json.loads(json.dumps(found, default=plain))
+            if not isinstance(record["data"], dict):
+                raise TypeError("`data` is no object")
+            of_data = differences(record["data"], self.data)
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(
                 f"`folder` must be new, or hold a run, but {path.name} is unreadable ({error}). "
                 f"Received: folder={str(self.folder)!r}"
             ) from None
+        keys = sorted(key for key in {*found, *config} if found.get(key) != config.get(key))
+        return [f"config.{key}" for key in keys] + [f"data.{key}" for key in of_data]
 
     def is_over(self) -> bool:
         finished = is_finished(self.config, self.history)
@@ -390,23 +392,3 @@ def _progress(row: Mapping[str, Any], epochs: int) -> str:
         f"MPJPE {row['mpjpe_mm']:6.1f} mm  validation {row['val_mpjpe_mm']:6.1f} mm  "
         f"{row['seconds']:.1f} s"
     )
-
-
-def _comparable(record: dict[str, Any]) -> dict[str, Any]:
-    """A record but for what makes no difference: subjects' order, and where an archive lies."""
-    data = dict(record["data"])
-    if data["digest"]:
-        data.pop("source", None)
-    for name in ("validation", "test"):
-        if name in data:
-            data[name] = sorted(data[name])
-    return {**record, "data": data}
-
-
-def _differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
-    return [
-        f"{section}.{key}"
-        for section in wanted
-        for key in sorted({*wanted[section], *found.get(section, {})})
-        if wanted[section].get(key) != found.get(section, {}).get(key)
-    ]

@@ -130,7 +130,8 @@ def lift_file(options: argparse.Namespace, lift: Callable[..., PoseSequence]) ->
             f"Received: keypoints={str(options.keypoints)!r}"
         )
     report(sequence)
-    note_outside(tracks, size, options.confidence)
+    if options.image_size:
+        note_outside(tracks, size, options.confidence)
     with contextlib.ExitStack() as finished:  # all of the files appear, or none
         for path, write in writers.items():
             write(sequence, finished.enter_context(atomic_path(path)))
@@ -173,11 +174,12 @@ def read_people(options: argparse.Namespace) -> list[KeypointTrack]:
     tracks = [
         track for track, count in zip(found, frames, strict=True) if count >= options.least_frames
     ]
-    surest = max(float(track.confidence.max(initial=0.0)) for track in tracks)
-    if surest > _PERCENT and options.confidence <= 1:
+    sure = np.concatenate([track.confidence[track.confidence > 0] for track in tracks])
+    if len(sure) and np.median(sure) > _PERCENT and 0 < options.confidence < 1:
         raise InputError(
-            "`confidence` must be on the detector's scale, which seems to be percent. "
-            f"Received: confidence={options.confidence:g} for confidences up to {surest:.4g}"
+            "`confidence` must be on the scale of the keypoints', which seems not to be 0 to 1; 0 "
+            f"takes every joint. Received: confidence={options.confidence:g} for confidences of "
+            f"{np.median(sure):.4g} in the middle"
         )
     seen = [track.keypoints[track.seen(options.confidence)] for track in tracks]
     largest = max(float(np.abs(points).max(initial=0.0)) for points in seen)
@@ -228,13 +230,13 @@ def note_outside(tracks: list[KeypointTrack], size: tuple[int, int], confidence:
     points = np.concatenate([track.keypoints[track.seen(confidence)] for track in tracks])
 
     def outside(size: tuple[int, int]) -> float:
-        return float(((points < 0) | (points > size)).any(axis=1).mean()) if len(points) else 0.0
+        return float((points > size).any(axis=1).mean()) if len(points) else 0.0
 
     if (share := outside(size)) > _OUTSIDE_SHARE:
         swapped = (size[1], size[0])
-        hint = f"; {swapped[0]} {swapped[1]} would fit" if outside(swapped) < share / 4 else ""
+        hint = f": {swapped[0]} {swapped[1]} would fit" if outside(swapped) < share / 4 else ""
         print(
-            f"note: {share:.0%} of the seen joints lie outside of the image of {size[0]} x "
+            f"note: {share:.0%} of the seen joints lie right of or below the image of {size[0]} x "
             f"{size[1]} pixels, check --image-size{hint}",
             file=sys.stderr,
         )

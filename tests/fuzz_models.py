@@ -151,7 +151,7 @@ def runs(folder: Path) -> list[Files]:
     environment = dict.fromkeys(("backend", "device", "keras", "machine"), "x")
     record = {
         "config": {**config, "seed": 0},
-        "data": {"name": "s", "train_poses": 9, **data},
+        "data": {"name": "s", **data},
         "environment": environment,
     }
     history = [{"epoch": 1, "mpjpe_mm": 9.0, "val_mpjpe_mm": 9.0, "seconds": 1.0}]

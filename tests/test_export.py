@@ -163,6 +163,20 @@ def test_exports_predict_what_the_model_does(format, model, pose2d, tmp_path):
         lift = open_exported(done.path, signature="serve_pixels")
         got = lift(pixels=pixels.astype("float32"), image_size=size)
         np.testing.assert_allclose(got, expected, atol=1e-5)
+        with pytest.raises(InputError, match="as many as each other"):
+            lift(pixels=pixels.astype("float32"), image_size=size[:3])
+        got = lift(pixels=pixels.astype("float32"), image_size=size[:1])
+        np.testing.assert_allclose(got, expected, atol=1e-5)
+
+
+def test_openvino_knows_what_is_no_number(model, pose2d, tmp_path):
+    lift = open_exported(export(model, tmp_path / "lifter.xml", signature="serve_pixels").path)
+    pixels = (pose2d * 1920 + [1920, 1080]).astype("float32") / 2
+    pixels[1, 3, 0] = np.nan
+    size = np.float32([[1920, 1080]])
+    lost = np.isnan(lift(pixels=pixels, image_size=size)).any(axis=(1, 2))
+    assert lost.tolist() == [False, True, False, False, False]
+    assert np.isnan(lift(pixels=pixels, image_size=size * np.nan)).all()
 
 
 @written_once

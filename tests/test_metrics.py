@@ -296,7 +296,9 @@ def test_mpjpe_weighs_joints_and_p_mpjpe_cannot(rng):
     y_true, y_pred = some_poses(16)  # as many as joints: they are not mixed up
     weight = rng.uniform(size=(16, 16))
     expected = np.average(1000 * np.linalg.norm(y_true - y_pred, axis=-1), weights=weight)
-    assert float(MPJPE()(y_true, y_pred, sample_weight=weight)) == pytest.approx(expected, abs=1e-3)
+    for shape in ((16, 16), (16, 16, 1)):  # the last is a usual mask
+        result = MPJPE()(y_true, y_pred, sample_weight=weight.reshape(shape))
+        assert float(result) == pytest.approx(expected, abs=1e-3)
     model = keras.Sequential([keras.Input((16, 3)), keras.layers.Identity()])
     model.compile(loss="mse", weighted_metrics=[MPJPE()])
     logs = model.evaluate(y_pred, y_true, sample_weight=weight, verbose=0, return_dict=True)

@@ -254,7 +254,7 @@ def test_an_image_size_that_does_not_fit_is_noticed(walk, models, tmp_path, caps
     wide[..., 0] *= 2 * y / x
     np.save(tmp_path / "k.npy", wide)
     assert predict(*arguments, "--image-size", y, 2 * y) == 0
-    assert f"check --image-size; {2 * y} {y} would fit" in capsys.readouterr().err
+    assert f"check --image-size: {2 * y} {y} would fit" in capsys.readouterr().err
 
 
 def test_people_cut_off_at_the_left_have_their_width(walk, models, tmp_path):
@@ -272,7 +272,7 @@ def test_confidences_in_percent_are_noticed(walk, models, tmp_path, capsys):
     np.save(tmp_path / "k.npy", keypoints)
     arguments = [tmp_path / "k.npy", "--model", models[16], "-o", tmp_path / "o.npz"]
     assert predict(*arguments) == 2
-    assert "`confidence` must be on the detector's scale" in capsys.readouterr().err
+    assert "`confidence` must be on the scale of the keypoints'" in capsys.readouterr().err
     assert predict(*arguments, "--confidence", 30) == 0
 
 

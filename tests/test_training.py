@@ -207,18 +207,53 @@ def test_a_run_of_before_is_taken_for_what_it_was(finished, data, tmp_path):
         assert len(train(SMALL, data, folder, verbose=False).history) == 3
     with pytest.raises(InputError, match=r"data\.train_poses"):
         train(SMALL, Splits("small", data.validation, data.train, data.test), folder)
+    record["data"] |= {"experiment": "mine", "source": "my own motions"}  # facts could be anything
+    (folder / "config.json").write_text(json.dumps(record))
+    assert len(train(SMALL, data, folder, verbose=False).history) == 3
+    for broken in ([], None, 5, {"name": "small", "train_poses": {}}):
+        (folder / "config.json").write_text(json.dumps({**record, "data": broken}))
+        with pytest.raises(InputError, match="`folder` must be new"):
+            train(SMALL, data, folder)
+
+
+def test_changed_splits_are_no_longer_those_that_were_loaded(tmp_path):
+    """`replace` is how one adds noise, or picks rows."""
+    splits = load_splits("generated", stride=60)
+    config = dataclasses.replace(SMALL, epochs=1)
+    train(config, splits, tmp_path / "a", verbose=False)
+    train(config, load_splits("generated", stride=60, seed=0, keep_unseen=False), tmp_path / "a")
+    noisy = dataclasses.replace(splits.train, pose2d=splits.train.pose2d + np.float32(0.01))
+    for other in (
+        dataclasses.replace(splits, train=noisy),
+        dataclasses.replace(splits, validation=splits.test, test=splits.validation),
+    ):
+        with pytest.raises(InputError, match=r"`folder` must be new.*data\.source"):
+            train(config, other, tmp_path / "a")
+
+
+def test_a_run_is_evaluated_on_the_data_that_it_says(tmp_path):
+    folder = tmp_path / "run"
+    config = dataclasses.replace(SMALL, epochs=1)
+    train(config, load_splits("generated", stride=60), folder, verbose=False)
+    assert set(load_run_data(folder).test.subject.tolist()) == {7, 8}
+    record = json.loads((folder / "config.json").read_text())
+    for changed in ({"validation_subjects": [7]}, {"train_poses": 7}):
+        text = json.dumps({**record, "data": record["data"] | changed})
+        (folder / "config.json").write_text(text)
+        with pytest.raises(InputError, match="`data` must be what the run was trained on"):
+            load_run_data(folder)
 
 
 def test_a_run_knows_its_archive_wherever_it_lies(tmp_path):
     """And by its options, of which only those that were given are said."""
-    archive, moved = tmp_path / "motions.npz", tmp_path / "elsewhere" / "motions.npz"
+    archive, moved = tmp_path / "motions.npz", tmp_path / "elsewhere" / "renamed.npz"
     save_archive(archive, generate_motions(takes=1, seconds=2.0))
     config = dataclasses.replace(SMALL, epochs=1, batch_size=16)
     folder = tmp_path / "run"
     splits = load_splits(archive, validation=[6], test=[7, 8], stride=3)
     train(config, splits, folder, verbose=False)
     moved.parent.mkdir()
-    archive.rename(moved)
+    archive.rename(moved)  # and its name
     with pytest.raises(InputError, match=r"config\.json: .*could not be opened"):
         load_run_data(folder)
     again = load_run_data(folder, moved)
@@ -229,7 +264,7 @@ def test_a_run_knows_its_archive_wherever_it_lies(tmp_path):
     with pytest.raises(InputError, match=r"differs in \['data\.noise_px'\]"):
         train(config, other, folder)
     save_archive(moved, generate_motions(takes=1, seconds=2.0, seed=1))
-    with pytest.raises(InputError, match="of digest"):
+    with pytest.raises(InputError, match=r"trained on, .*'digest'"):
         load_run_data(folder, moved)
 
 
@@ -305,10 +340,11 @@ def test_numbers_of_numpy_s_are_numbers(data, tmp_path):
         non_local=np.bool_(False),
     )
     assert config == dataclasses.replace(SMALL, epochs=1, dropout=0.25)
-    data = dataclasses.replace(data, origin={"stride": np.int64(3)})
-    train(config, data, tmp_path / "n", verbose=False)
+    splits = load_splits("generated", stride=np.int64(60))
+    for _ in range(2):
+        train(config, splits, tmp_path / "n", verbose=False)
     record = json.loads((tmp_path / "n" / "config.json").read_text())
-    assert (record["config"]["channels"], record["data"]["stride"]) == (6, 3)
+    assert (record["config"]["channels"], record["data"]["stride"]) == (6, 60)
 
 
 def test_divergence_keeps_the_last_good_epoch(data, tmp_path):

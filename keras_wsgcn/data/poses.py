@@ -144,7 +144,7 @@ class Splits:
         keypoints: `"gt"` or `"cpn"` for Human3.6M, whose errors the paper's tables have.
         digest: of the file that they were read from, by which a run knows its data again.
         origin: how `load_splits` was called: `source` and the options, all that it takes to load
-            them again; empty for splits made by hand.
+            them again. No argument, and empty for splits made by hand, as by `dataclasses.replace`.
 
     Raises:
         InputError: if two of them share a subject.
@@ -157,7 +157,7 @@ class Splits:
     seen_actions: tuple[str, ...] = ()
     keypoints: str = ""
     digest: str = ""
-    origin: Mapping[str, Any] = field(default_factory=dict)
+    origin: Mapping[str, Any] = field(default_factory=dict, init=False)
 
     def __post_init__(self):
         people = [set(part.subject.tolist()) for part in (self.train, self.validation, self.test)]
@@ -167,16 +167,20 @@ class Splits:
                 f"Received: {[sorted(p) for p in people]}"
             )
 
+    def loaded(self, origin: Mapping[str, Any], digest: str) -> "Splits":
+        """The same splits, of which it is known where they are from."""
+        splits = replace(self, digest=digest)
+        object.__setattr__(splits, "origin", dict(origin))
+        return splits
+
     def facts(self) -> dict[str, Any]:
         """What a run records of its data, to know it again; JSON values.
 
         Splits made by hand are known by their poses, bit by bit.
         """
-        digest = self.digest
-        if not self.origin and not digest:
-            arrays = [getattr(part, name) for part in (self.train, self.validation)
-                      for name in ("pose2d", "pose3d")]  # fmt: skip
-            digest = digest_of_arrays(arrays)
+        parts, names = (self.train, self.validation), ("pose2d", "pose3d", "subject")
+        arrays = (getattr(part, name) for part in parts for name in names)
+        digest = self.digest if self.origin else digest_of_arrays(arrays)
         return {
             "name": self.name,
             "digest": digest,

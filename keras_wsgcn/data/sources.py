@@ -1,18 +1,19 @@
 """Named data sets, and anybody's own archive, as training, validation and test poses."""
 
 import inspect
+import json
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from keras_wsgcn.data import human36m
 from keras_wsgcn.data.archive import load_archive
 from keras_wsgcn.data.cmu import find_archive, four_cameras, load_cmu24
 from keras_wsgcn.data.motions import generate_motions
-from keras_wsgcn.data.poses import Splits, observe, observe_splits
+from keras_wsgcn.data.poses import DATA_FACTS, Splits, observe, observe_splits
 from keras_wsgcn.errors import InputError, check_integers, shown
-from keras_wsgcn.files import digest_of
+from keras_wsgcn.files import digest_of, plain
 
 # Which of the eight generated people are held out.
 _GENERATED_VALIDATION, _GENERATED_TEST = (6,), (7, 8)
@@ -38,7 +39,6 @@ def load_generated(*, seed: int = 0, **options) -> Splits:
     )
 
 
-DEFAULTS = {"stride": 1, "noise_px": 0.0}
 SOURCES = {"generated": load_generated, "cmu24": load_cmu24}
 
 
@@ -81,7 +81,7 @@ def load_splits(
                 f"Received: validation={shown(validation)}, test={shown(test)}"
             )
         splits = SOURCES[str(data)](**options)
-        return replace(splits, origin=_origin(data, options))
+        return splits.loaded(_origin(data, options), splits.digest)
     if Path(data).suffix != ".npz":
         raise InputError(
             f"`data` must be one of {list(SOURCES)} or the path of a motion archive (.npz). "
@@ -97,7 +97,7 @@ def load_splits(
     origin = _origin(data, {**options, **subjects})
     if human36m.is_human36m(archive):
         splits = human36m.split(archive, validation=validation, test=test, **options)
-        return replace(splits, digest=digest_of(data), origin=origin)
+        return splits.loaded(origin, digest_of(data))
     if not validation or not test:
         raise InputError(
             "`validation` and `test` must name subjects of the archive. "
@@ -107,31 +107,73 @@ def load_splits(
     splits = observe_splits(
         archive, cameras, name=Path(data).stem, validation=validation, test=test, **options
     )
-    return replace(splits, digest=digest_of(data), origin=origin)
+    return splits.loaded(origin, digest_of(data))
 
 
-def archive_digest(data: str | os.PathLike, path: str | os.PathLike | None = None) -> str | None:
-    """The digest of the archive that `load_splits` would read; None where it lies elsewhere.
-
-    Args:
-        data: as `load_splits` takes it.
-        path: of CMU-24's archive, as `load_cmu24` takes it.
-    """
+def archive_digest(data: str | os.PathLike) -> str | None:
+    """The digest of the archive that `load_splits` would read; None where it lies elsewhere."""
     if data == "generated":
         return ""
     try:
-        return digest_of(find_archive(path) if data == "cmu24" else data)
+        return digest_of(find_archive() if data == "cmu24" else data)
     except (InputError, OSError):
         return None
 
 
 def _origin(data: str | os.PathLike, options: Mapping[str, object]) -> dict[str, object]:
-    """What `load_splits` was told, and what it takes where it was not; but the skeleton."""
-    told = {"source": data, **DEFAULTS, **options}
+    """What `load_splits` was told, but the skeleton; the two options of interest in any case."""
+    told = {"source": data, "stride": 1, "noise_px": 0.0, **options}
     return {
         name: os.fspath(value) if isinstance(value, os.PathLike) else value
         for name, value in told.items()
         if name != "skeleton"
+    }
+
+
+def differences(recorded: Mapping[str, Any], splits: Splits) -> list[str]:
+    """Where splits are not those of a record.
+
+    Args:
+        recorded: what `Splits.facts` said, perhaps of an older version, which said less: that
+            counts as equal, and so does where an archive of the same digest lies.
+        splits: what is there now.
+
+    Returns:
+        The keys, such as `"noise_px"`.
+    """
+    now = json.loads(json.dumps(splits.facts(), default=plain))
+    found, wanted = _comparable(recorded), _comparable(now)
+    keys = found.keys() | wanted.keys()
+    if "validation_subjects" not in found:
+        keys -= set(DATA_FACTS if "source" in found else wanted) - found.keys()
+    if "digest" in found and found["digest"] == wanted.get("digest"):
+        keys -= {"source", "path", "name"}
+    return sorted(key for key in keys if found.get(key) != wanted.get(key))
+
+
+def _comparable(data: Mapping[str, Any]) -> dict[str, Any]:
+    """A record with every option that has a default, and nothing that is empty or a user's own."""
+    source, options = data.get("source"), {}
+    if isinstance(source, str) and (source in SOURCES or source.endswith(".npz")):
+        options = {"source": source, **options_of(source)}
+    known = {*DATA_FACTS, *options} - {"skeleton"}
+    merged = {name: value for name, value in {**options, **data}.items() if name in known}
+    return {
+        name: sorted(value) if name in ("validation", "test") else value
+        for name, value in merged.items()
+        if value not in ("", None)
+    }
+
+
+def options_of(data: str | os.PathLike) -> dict[str, Any]:
+    """The further arguments of `load_splits` for a data set, and their defaults."""
+    loader = SOURCES[str(data)] if data in SOURCES else load_splits
+    return {
+        name: parameter.default
+        for function in (observe, loader)
+        for name, parameter in inspect.signature(function).parameters.items()
+        if parameter.kind is not parameter.VAR_KEYWORD
+        and name not in ("archive", "cameras", "data")
     }
 
 
@@ -145,13 +187,7 @@ def check_options(data: str | os.PathLike, options: Mapping[str, object]) -> Non
     Raises:
         InputError: if it does not take one of them.
     """
-    loader = SOURCES[str(data)] if data in SOURCES else load_splits
-    known = {
-        name
-        for function in (observe, loader)
-        for name, parameter in inspect.signature(function).parameters.items()
-        if parameter.kind is not parameter.VAR_KEYWORD
-    } - {"archive", "cameras", "data"}
+    known = options_of(data)
     for name, value in options.items():
         if name not in known:
             raise InputError(

@@ -74,8 +74,15 @@ def _open_openvino(path: Path, signature: str, threads: int) -> tuple[Predictor,
         )
         for port in compiled.inputs
     }
-    # The result is copied: it would be overwritten by the next call.
-    return lambda **inputs: request.infer(inputs)["pose3d"].copy(), shapes
+
+    def predict(**inputs: np.ndarray) -> np.ndarray:
+        poses = request.infer(inputs)["pose3d"].copy()  # the next call overwrites it
+        for value in inputs.values():  # to its `relu` what is no number is zero
+            lost = ~np.isfinite(value).all(axis=tuple(range(1, np.ndim(value))))
+            poses[np.broadcast_to(lost, len(poses))] = np.nan
+        return poses
+
+    return predict, shapes
 
 
 @dataclass(frozen=True)
@@ -189,6 +196,9 @@ def open_exported(
                 raise InputError(
                     f"`{name}` must have the shape ({expected}). Received: shape={received}"
                 )
+        batches = {name: len(value) for name, value in inputs.items()}
+        if len(set(batches.values()) - {1}) > 1:
+            raise InputError(f"inputs must be as many as each other, or one. Received: {batches}")
         return predict(**inputs)
 
     return checked

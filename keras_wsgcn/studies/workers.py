@@ -54,7 +54,8 @@ def run(
 ) -> bool:
     """Runs a study, or what is left of it.
 
-    Called again it goes on; a finished study returns at once. Ctrl-C ends it after the storage
+    Called again it goes on; a finished study returns at once, if its archive, where that is still
+    there, is the same. Ctrl-C ends it after the storage
     has been told, and what was being trained goes on after its last finished epoch.
 
     Args:
@@ -73,7 +74,8 @@ def run(
         Whether every trial is done. If not, a worker died, or others are still at work.
 
     Raises:
-        InputError: if an argument is wrong, or the storage holds another study of that name.
+        InputError: if an argument is wrong, or the storage holds another study of that name, or
+            trials on another archive.
     """
     check_integer("workers", workers, least=1)
     if workers > 1 and spec.search and "latency_ms" in spec.search.objectives:
@@ -114,7 +116,7 @@ def _run_opened(
 ) -> bool:
     slots = plan(spec, folder, storage)
     studies = {name: open_study(opened, spec, name) for name in slots}
-    digest = archive_digest(spec.data["source"], spec.data.get("path"))
+    digest = archive_digest(spec.data["source"])
     for study in studies.values():
         if digest is not None:
             check_archive(study, digest)
