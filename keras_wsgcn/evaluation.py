@@ -14,7 +14,7 @@ from keras_wsgcn import metrics, skeletons
 from keras_wsgcn.data.poses import DATA_FACTS, PoseDataset, Splits
 from keras_wsgcn.data.sources import differences, load_splits, options_of
 from keras_wsgcn.errors import InputError, check_choice, shown
-from keras_wsgcn.prediction import check_single, predict, root_aligned
+from keras_wsgcn.prediction import check_joints, check_single, predict, root_aligned
 
 # Tables 5, 6 and 7 of the paper: Human3.6M by action.
 PAPER_TABLES = Path(__file__).with_name("paper_actions.csv")
@@ -113,7 +113,8 @@ def evaluate(model: keras.Model, poses: PoseDataset) -> pd.DataFrame:
         Procrustes), `n_mpjpe_mm`, `pck150_percent` and `auc_percent`.
 
     Raises:
-        InputError: if the model takes other joints, or has several inputs or outputs.
+        InputError: if the model takes other joints, or in another order, or has several inputs or
+            outputs.
     """
     check_single(model)
     wanted = model.input_shape[1:]
@@ -122,6 +123,7 @@ def evaluate(model: keras.Model, poses: PoseDataset) -> pd.DataFrame:
             f"`poses` must fit the model's input, (poses, {wanted[0]}, {wanted[1]}). "
             f"Received: poses.pose2d.shape={poses.pose2d.shape}"
         )
+    check_joints(model, "poses", poses.skeleton)
     predicted = root_aligned(predict(model, poses.pose2d), poses.skeleton.root)
     columns = {name: getattr(poses, name) for name in ("subject", "action", "take", "camera")}
     errors = {name: error(poses.pose3d, predicted) for name, error in ERRORS.items()}

@@ -369,16 +369,15 @@ class _PoseMetric(keras.metrics.Mean):
         x, y = (_coordinates_first(ops, ops.cast(tensor, dtype)) for tensor in (y_true, y_pred))
         errors, joints = type(self)._error(ops, x, y), y_true.shape[-2]
         weights: tuple[int | None, ...] = tuple(np.shape(sample_weight))
-        if len(weights) == len(errors.shape) + 2 and weights[-1] == 1:
+        if len(weights) == len(errors.shape) + 2 and weights[-1] == 1:  # a mask
             sample_weight, weights = ops.squeeze(sample_weight, axis=-1), weights[:-1]
         if len(weights) > len(errors.shape) and weights[-1] != 1:
-            joint_errors = type(self)._joint_errors
-            if joint_errors is None or weights[-1] not in (None, joints):
+            if (each := type(self)._joint_errors) is None or weights[-1] not in (None, joints):
                 raise InputError(
-                    "`sample_weight` must be a number for each pose, or for MPJPE also for each "
-                    f"joint. Received: sample_weight.shape={weights} for {tuple(y_true.shape)}"
+                    "`sample_weight` must be a number for each pose, or, for MPJPE, each joint. "
+                    f"Received: sample_weight.shape={weights} for {tuple(y_true.shape)}"
                 )
-            errors = ops.moveaxis(joint_errors(ops, x, y), 0, -1)
+            errors = ops.moveaxis(each(ops, x, y), 0, -1)
         super().update_state(errors, sample_weight=sample_weight)
 
 
@@ -386,6 +385,7 @@ class _PoseMetric(keras.metrics.Mean):
 class MPJPE(_PoseMetric):
     """Mean per-joint position error in millimetres, of poses in metres; see `mpjpe`.
 
+    Unlike `evaluate`, and `train` where it validates, it aligns nothing at the root.
     Takes `(batch, ..., joints, 3)` metres, both the same shape; others raise `InputError`.
 
     Args:

@@ -5,6 +5,8 @@ import numpy as np
 
 from keras_wsgcn.devices import float32_products, keep_freed_memory, replicas
 from keras_wsgcn.errors import InputError
+from keras_wsgcn.layers import GraphConv
+from keras_wsgcn.skeletons import Skeleton
 from keras_wsgcn.torch_steps import replay_predictions
 
 PREDICT_BATCH = 1024
@@ -46,6 +48,25 @@ def check_single(model: keras.Model) -> None:
         raise InputError(
             "`model` must have one input (batch, joints, 2) and one output (batch, joints, 3). "
             f"Received: {inputs} inputs and {outputs} outputs"
+        )
+
+
+def check_joints(model: keras.Model, name: str, skeleton: Skeleton) -> None:
+    """Refuses poses that are not the model's joints in the model's order.
+
+    Args:
+        model: a lifting model, or any with graph layers of the library or without.
+        name: of the argument that holds the poses.
+        skeleton: that of the poses.
+
+    Raises:
+        InputError: if they are others.
+    """
+    convs = [layer for layer in getattr(model, "layers", []) if isinstance(layer, GraphConv)]
+    if convs and convs[0].skeleton.joint_names != skeleton.joint_names:
+        raise InputError(
+            f"`{name}` must have the model's joints, {convs[0].skeleton.joint_names}. "
+            f"Received: those of {skeleton.name!r}, {skeleton.joint_names}"
         )
 
 

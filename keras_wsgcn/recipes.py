@@ -48,7 +48,8 @@ class TrainConfig:
         epochs: passes over the training poses, at most 4000.
         learning_rate: Adam's, at the start.
         schedule: `"cosine"` to zero over the whole run, `"step"` or `"constant"`.
-        decay_rate: what a step of the schedule multiplies the learning rate with.
+        decay_rate: what a step of the schedule `"step"` multiplies the learning rate with; this and
+            the next two are of no effect under the others.
         decay_steps: training steps between two steps of the schedule; excludes `decay_epochs`.
         decay_epochs: epochs between two steps of the schedule.
         clip_norm: largest global norm of the gradients; `None` for no clipping.
@@ -116,6 +117,11 @@ class TrainConfig:
             raise InputError(
                 "`decay_steps` or `decay_epochs` must be given, and only one of them. "
                 f"Received: decay_steps={self.decay_steps}, decay_epochs={self.decay_epochs}"
+            )
+        if self.schedule == "step" and self.decay_rate == 1:
+            raise InputError(
+                "`decay_rate` must be given with schedule 'step', and other than 1. "
+                f"Received: decay_rate={self.decay_rate}"
             )
         for field in fields(self):  # equal settings are the same run, and JSON can hold them
             value, kinds = getattr(self, field.name), typing.get_args(field.type) or (field.type,)

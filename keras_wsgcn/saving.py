@@ -37,7 +37,8 @@ def save_model(model: keras.Model, path: str | os.PathLike, **facts: Any) -> Non
     Args:
         model: a lifting model.
         path: where to; must end in `.keras`.
-        **facts: what else the metadata shall say, such as `training={...}`; JSON values.
+        **facts: what else the metadata shall say, such as `training={...}`; JSON values. What a
+            loaded model's says is kept, also of its training: say so anew if it was trained on.
 
     Raises:
         InputError: if `path` does not end in `.keras`, or `model` is no lifting model, or has
@@ -157,10 +158,11 @@ def load_model(path: str | os.PathLike, *, compile: bool = True) -> keras.Model:
             screening.check_compilation(compilation)
     except Refused as problem:
         raise screening.refusal(path, f"{problem}; load it with compile=False") from None
-    # A model of this policy is compiled with a scaled loss.
-    halves = file.metadata.get("dtype_policy") == "mixed_float16"
+    # A model of half precision is one as a whole; of float16 it is compiled with a scaled loss.
+    policy = str(file.metadata.get("dtype_policy"))
+    mixed = policy in ("mixed_float16", "mixed_bfloat16")
     try:
-        with dtype_policy("mixed_float16") if halves else contextlib.nullcontext():
+        with dtype_policy(policy) if mixed else contextlib.nullcontext():
             model = keras.saving.deserialize_keras_object(file.config, safe_mode=True)
             if compilation is not None:
                 model.compile_from_config(compilation)

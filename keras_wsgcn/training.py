@@ -40,8 +40,9 @@ class TrainResult:
 
     Args:
         model: the model of the epoch with the lowest validation error.
-        history: one row an epoch: `epoch`, `loss` (square metres), `mpjpe_mm` in training,
-            `val_mpjpe_mm` (mean over validation subjects), `learning_rate`, `seconds`.
+        history: one row an epoch: `epoch`, `loss` (square metres), `mpjpe_mm` (mean over the steps
+            of training, as predicted), `val_mpjpe_mm` (aligned at the root, as protocol 1 has it,
+            mean over validation subjects), `learning_rate`, `seconds`.
         folder: where the run lives.
     """
 
@@ -70,7 +71,8 @@ def train(
         data: training and validation poses; the test poses are not looked at.
         folder: the run's folder.
         callbacks: Keras callbacks; they are told of the run's and the epochs' begin and end. One
-            may set `model.stop_training`; called again, the run goes on.
+            may set `model.stop_training`; called again, the run goes on. An epoch is saved before
+            they are told of its end: what they then change, or count, a resumed run knows not.
         devices: over how many accelerators each batch is spread (JAX and TensorFlow).
         verbose: whether to print a line an epoch.
 
@@ -204,6 +206,11 @@ class _Run:
         data: Splits,
         together: int,
     ):
+        kind = keras.callbacks.Callback
+        if not (isinstance(callbacks, Sequence) and all(isinstance(c, kind) for c in callbacks)):
+            raise InputError(
+                f"`callbacks` must be a list of Keras callbacks. Received: callbacks={callbacks!r}"
+            )
         skeleton = skeletons.get(config.skeleton)
         for name, part in (("train", data.train), ("validation", data.validation)):
             if part.skeleton != skeleton:
@@ -230,7 +237,9 @@ class _Run:
             metadata = restore_model(self.model, self.last_path)
             self.history = metadata["training"]["history"]
             self._write_history()  # a kill may have come between the two files
-        self.callbacks = keras.callbacks.CallbackList(list(callbacks), model=self.model)
+        self.callbacks = keras.callbacks.CallbackList(
+            list(callbacks), model=self.model, epochs=config.epochs, steps=self.steps, verbose=0
+        )
 
     @property
     def epoch(self) -> int:

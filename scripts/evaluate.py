@@ -11,6 +11,7 @@ from pathlib import Path
 import pandas as pd
 from cli import run
 
+from keras_wsgcn import schemes
 from keras_wsgcn.data.poses import PoseDataset
 from keras_wsgcn.evaluation import (
     evaluate,
@@ -62,7 +63,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     frame = frame[["split", "by", *[c for c in frame if c not in ("split", "by")]]]
     path = options.run / f"metrics{suffix}.csv"
     write_text(path, frame.to_csv(index=False))
-    print(f"\n{record['config'].get('scheme')}: metrics in {path}")
+    scheme = schemes.get(record["config"].get("scheme"))
+    print(f"\n{scheme.name}: metrics in {path}")
     if options.pictures:
         draw(options.run, f"poses{suffix}.png", model, splits.test, errors)
 

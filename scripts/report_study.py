@@ -48,11 +48,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"# {spec.title or spec.name}\n\n{spec.note.strip()}\n\n{as_markdown(parts)}\n")
         if spec.seeds and not options.csv:
             write_results(results, output, spec.name)
-        if not options.no_pictures:
+        if drawn := not options.no_pictures:
             parts += draw(spec, results, output)
         page = output / f"{spec.name}.html"
         write_page(spec.title or spec.name, spec.note, parts, page)
-        print(f"written to {output}: tables, pictures and {page.name}", file=sys.stderr)
+        print(f"written to {output}: tables{', pictures' * drawn} and {page.name}", file=sys.stderr)
 
 
 if __name__ == "__main__":

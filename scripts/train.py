@@ -113,6 +113,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     name = options.name or f"{splits.name}-{scheme}-{config.seed}"
     folder = options.runs / name
     print(f"{len(splits.train)} training and {len(splits.validation)} validation poses; {folder}")
+    seen, dropped = len(splits.train), splits.train.dropped
+    if dropped > seen / 10:
+        print(
+            f"note: {dropped} of {seen + dropped} training views are left out, where a joint lies "
+            "outside of the image; are the motions in metres, z up?",
+            file=sys.stderr,
+        )
     callbacks = []
     if options.pictures:
         from keras_wsgcn.plots import new_figure

@@ -1,3 +1,5 @@
+import dataclasses
+
 import keras
 import numpy as np
 import pandas as pd
@@ -6,6 +8,7 @@ import pytest
 from keras_wsgcn import InputError, build_model, evaluation, load_splits, metrics
 from keras_wsgcn.evaluation import ERRORS, evaluate, headline, table_by, worst_median_best
 from keras_wsgcn.prediction import predict
+from keras_wsgcn.skeletons import Skeleton, h36m_16
 from keras_wsgcn.training import subject_mean_mm
 
 # Two subjects; walking has four poses, sitting one.
@@ -34,6 +37,16 @@ def test_models_of_several_outputs_are_refused(generated):
     heads = [keras.layers.Dense(3)(pose2d) for _ in range(2)]
     with pytest.raises(InputError, match="Received: 1 inputs and 2 outputs"):
         evaluate(keras.Model(pose2d, heads), generated.test)
+
+
+def test_joints_in_another_order_are_refused(generated):
+    names, parents = h36m_16.joint_names, h36m_16.parents
+    order = [0, *range(4, 7), *range(1, 4), *range(7, 16)]  # the legs change places
+    parents = [-1, *(order.index(parents[joint]) for joint in order[1:])]
+    other = Skeleton("other", tuple(names[joint] for joint in order), tuple(parents))
+    poses = dataclasses.replace(generated.test, skeleton=other)
+    with pytest.raises(InputError, match="`poses` must have the model's joints"):
+        evaluate(build_model("pre_agg", channels=4, blocks=0), poses)
 
 
 def test_every_pose_gets_its_errors(generated):

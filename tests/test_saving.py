@@ -132,6 +132,7 @@ def test_a_compiled_model_of_any_policy_goes_on_or_is_not_saved(policy, rng, tmp
     again.fit(poses, np.zeros((4, 16, 3)), verbose=0)
     save_model(again, path)
     assert int(load_model(path).optimizer.iterations) == 2
+    assert load_model(path).metadata["dtype_policy"] == policy
     if policy == "mixed_float16":  # as versions before saved it, after a kill
         for _ in range(2):
             model.optimizer.build(model.trainable_variables)

@@ -127,7 +127,10 @@ def test_a_fixed_list_trains_each_slot_once_seed_by_seed(tmp_path, stand_in, cap
         ("pre_agg seed=1", ["COMPLETE"]), ("post_agg seed=1", ["COMPLETE"]),
     ]  # fmt: skip
     assert len(set(stand_in.trained)) == len(stand_in.trained) == 4
-    assert "fixed [4/4] post_agg seed=1: validation 62.0 mm, test 9.0 mm" in capsys.readouterr().out
+    assert (
+        "fixed [4/4] post_agg seed=1 (trial 3): validation 62.0 mm, test 9.0 mm"
+        in capsys.readouterr().out
+    )
 
 
 @pytest.mark.plain

@@ -295,6 +295,7 @@ def test_callbacks_hear_of_every_epoch(data, tmp_path):
 
     class Listener(keras.callbacks.Callback):
         def on_train_begin(self, logs=None):
+            assert (self.params["epochs"], self.params["verbose"]) == (2, 0)
             heard.append("begin")
 
         def on_epoch_end(self, epoch, logs=None):
@@ -307,6 +308,13 @@ def test_callbacks_hear_of_every_epoch(data, tmp_path):
     train(config, data, tmp_path / "f", callbacks=[Listener()], verbose=False)
     names = ["learning_rate", "loss", "mpjpe_mm", "seconds", "val_mpjpe_mm"]
     assert heard == ["begin", (0, names), (1, names), "end"]
+
+
+def test_what_is_no_list_of_callbacks_is_refused(data, tmp_path):
+    for callbacks in (keras.callbacks.TerminateOnNaN(), [print]):
+        with pytest.raises(InputError, match="`callbacks` must be a list of Keras callbacks"):
+            train(SMALL, data, tmp_path / "f", callbacks=callbacks)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_callback_can_end_the_run(data, tmp_path):
@@ -397,6 +405,7 @@ def test_config_round_trip_through_json():
         ({"schedule": "linear"}, "schedule"),
         ({"schedule": "step"}, "decay_steps"),
         ({"schedule": "step", "decay_steps": 1, "decay_epochs": 1}, "decay_steps"),
+        ({"schedule": "step", "decay_steps": 1}, "decay_rate"),
         ({"clip_norm": 0}, "clip_norm"),
         ({"weight_decay": -1}, "weight_decay"),
         ({"patience": 0}, "patience"),

@@ -171,6 +171,7 @@ def save_archive(path: str | os.PathLike, archive: MotionArchive) -> None:
     Args:
         path: the file to be written.
         archive: what to write. The array `meta_trial` is the last number in the name of the take.
+            Of the skeleton the file holds names and parents.
 
     Raises:
         InputError: if the arrays are more than `load_archive` takes.

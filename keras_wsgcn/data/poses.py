@@ -33,7 +33,7 @@ class PoseDataset:
         take: `(poses,)` strings.
         camera: `(poses,)` integers.
         frame: `(poses,)` integers, the frame in its sequence.
-        skeleton: the joints.
+        skeleton: the joints, or their name.
         dropped: views left out because a joint was outside the image or too near.
 
     Raises:
@@ -51,6 +51,7 @@ class PoseDataset:
     dropped: int = 0
 
     def __post_init__(self):
+        object.__setattr__(self, "skeleton", skeletons.get(self.skeleton))
         joints = self.skeleton.num_joints
         poses = len(self.pose2d)
         for name, width, largest, unit in (

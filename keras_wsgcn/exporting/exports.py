@@ -25,7 +25,7 @@ from keras_wsgcn.exporting.folding import inference_model
 from keras_wsgcn.exporting.formats import FORMATS, SIGNATURES, check_packages, format_of
 from keras_wsgcn.files import sync_folder
 from keras_wsgcn.models import describe
-from keras_wsgcn.prediction import predict, root_aligned
+from keras_wsgcn.prediction import check_joints, predict, root_aligned
 from keras_wsgcn.saving import load_model, save_model
 
 TOLERANCE_M = 1e-5
@@ -115,6 +115,7 @@ def export(
                 f"`data` must have the model's {joints} joints. "
                 f"Received: data on {data.skeleton.name!r}, {data.skeleton.num_joints} joints"
             )
+        check_joints(model, "data", data.skeleton)
         inputs["serve/data"] = {"pose2d": data.pose2d.astype(np.float32)}
     expected = _expected(model, inputs)
     with _staging(path, format) as staging:

@@ -246,7 +246,8 @@ def _print_trial(slots: Mapping[str, Any], study: optuna.Study, trial: FrozenTri
     if (outcome := storages.outcome(trial)) != "finished":
         words.insert(0, " ".join([outcome, trial.user_attrs.get("reason", "")]).strip())
     slot = trial.user_attrs["slot"]
-    print(f"{study.study_name} [{settled}/{len(slots)}] {slot}: {', '.join(words)}", flush=True)
+    which = f"{study.study_name} [{settled}/{len(slots)}] {slot} (trial {trial.number})"
+    print(f"{which}: {', '.join(words)}", flush=True)
 
 
 def remeasure_front(study: optuna.Study) -> None:
