@@ -89,8 +89,9 @@ def load_run_data(folder: str | os.PathLike, data: str | os.PathLike | None = No
             )
         skeleton = skeletons.get(record["config"].get("skeleton"))
         splits = load_splits(source, skeleton=skeleton, **options)
-        if found := differences(record["data"], splits):
-            recorded, now = ({k: d.get(k) for k in found} for d in (record["data"], splits.facts()))
+        facts = splits.facts()
+        if found := differences(record["data"], facts):
+            recorded, now = ({k: d.get(k) for k in found} for d in (record["data"], facts))
             raise InputError(
                 f"`data` must be what the run was trained on, {shown(recorded)}. "
                 f"Received: {str(source)!r} with {shown(now)}"

@@ -63,9 +63,10 @@ def check_joints(model: keras.Model, name: str, skeleton: Skeleton) -> None:
         InputError: if they are others.
     """
     convs = [layer for layer in getattr(model, "layers", []) if isinstance(layer, GraphConv)]
-    if convs and convs[0].skeleton.joint_names != skeleton.joint_names:
+    wanted = convs[0].skeleton.joint_names if convs else skeleton.joint_names
+    if wanted != skeleton.joint_names:
         raise InputError(
-            f"`{name}` must have the model's joints, {convs[0].skeleton.joint_names}. "
+            f"`{name}` must have the model's {len(wanted)} joints, {wanted}. "
             f"Received: those of {skeleton.name!r}, {skeleton.joint_names}"
         )
 

@@ -35,7 +35,7 @@ class TrainConfig:
     """Everything that decides what a training run computes, but the data.
 
     Args:
-        scheme: name of a weight-sharing scheme, or a `Scheme`.
+        scheme: name of a weight-sharing scheme; in Python also a `Scheme`.
         budget: trainable parameters to come nearest to; excludes `channels`.
         channels: channels of the hidden layers; with neither, 128.
         blocks: residual blocks.
@@ -43,7 +43,7 @@ class TrainConfig:
         non_local: whether non-local blocks are used.
         affinity: `"fixed"` or `"learned"`.
         kernel_gain: gain of the initial kernels; see `build_model`.
-        skeleton: name of a skeleton, or a `Skeleton`.
+        skeleton: name of a skeleton; in Python also a `Skeleton`.
         batch_size: poses a step. An epoch leaves out its last incomplete batch.
         epochs: passes over the training poses, at most 4000.
         learning_rate: Adam's, at the start.

@@ -252,7 +252,7 @@ class _Run:
         path = self.folder / "config.json"
         remove_leftovers(self.folder)
         if path.exists():
-            if found := self._differences(path, record["config"]):
+            if found := self._differences(path, record):
                 raise InputError(
                     "`folder` must be new, or hold a run with the same configuration and data. "
                     f"Received: folder={str(self.folder)!r}, which differs in {found}"
@@ -263,22 +263,23 @@ class _Run:
                 ran_on["together"] = str(self.together)
             write_json(path, {**record, "environment": ran_on})
 
-    def _differences(self, path: Path, config: Mapping[str, Any]) -> list[str]:
-        """Where this run is not that of `config.json`."""
+    def _differences(self, path: Path, wanted: Mapping[str, Any]) -> list[str]:
+        """Where the record of this run is not that of `config.json`."""
         try:
-            record = json.loads(path.read_text(encoding="utf-8"))
-            found = TrainConfig.from_config(record["config"]).get_config()
-            found = json.loads(json.dumps(found, default=plain))
-            if not isinstance(record["data"], dict):
+            found = json.loads(path.read_text(encoding="utf-8"))
+            config = TrainConfig.from_config(found["config"]).get_config()
+            config = json.loads(json.dumps(config, default=plain))
+            if not isinstance(found["data"], dict):
                 raise TypeError("`data` is no object")
-            of_data = differences(record["data"], self.data)
+            of_data = differences(found["data"], wanted["data"])
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(
                 f"`folder` must be new, or hold a run, but {path.name} is unreadable ({error}). "
                 f"Received: folder={str(self.folder)!r}"
             ) from None
-        keys = sorted(key for key in {*found, *config} if found.get(key) != config.get(key))
-        return [f"config.{key}" for key in keys] + [f"data.{key}" for key in of_data]
+        new = wanted["config"]
+        of_config = sorted(key for key in {*config, *new} if config.get(key) != new.get(key))
+        return [f"config.{key}" for key in of_config] + [f"data.{key}" for key in of_data]
 
     def is_over(self) -> bool:
         finished = is_finished(self.config, self.history)

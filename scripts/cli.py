@@ -57,7 +57,7 @@ def add_options(
             f"--{field.name.replace('_', '-')}",
             dest=field.name,
             default=argparse.SUPPRESS,
-            help=re.sub(", or a `?[A-Z][a-z]+`?", "", described[field.name]).replace("%", "%%"),
+            help=described[field.name].replace("%", "%%"),
             **_reading(choices[0], optional=type(None) in _members(hints[field.name])),
         )
 

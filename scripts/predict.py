@@ -181,8 +181,7 @@ def read_people(options: argparse.Namespace) -> list[KeypointTrack]:
             f"takes every joint. Received: confidence={options.confidence:g} for confidences of "
             f"{np.median(sure):.4g} in the middle"
         )
-    seen = [track.keypoints[track.seen(options.confidence)] for track in tracks]
-    largest = max(float(np.abs(points).max(initial=0.0)) for points in seen)
+    largest = float(np.abs(seen_points(tracks, options.confidence)).max(initial=0.0))
     if options.fractions:
         if not options.image_size:
             raise InputError(
@@ -203,6 +202,11 @@ def read_people(options: argparse.Namespace) -> list[KeypointTrack]:
     return tracks
 
 
+def seen_points(tracks: list[KeypointTrack], confidence: float) -> np.ndarray:
+    """Where joints were seen, of all people and frames, `(points, 2)`."""
+    return np.concatenate([track.keypoints[track.seen(confidence)] for track in tracks])
+
+
 def find_model(name: str) -> keras.Model:
     """A model out of a file, or one of the library by its name."""
     if Path(name).suffix or Path(name).is_file():
@@ -214,7 +218,7 @@ def find_model(name: str) -> keras.Model:
 
 def assumed_size(tracks: list[KeypointTrack], options: argparse.Namespace) -> tuple[int, int]:
     """An image size for want of the true one: as if the people were in the image's middle."""
-    points = np.concatenate([track.keypoints[track.seen(options.confidence)] for track in tracks])
+    points = seen_points(tracks, options.confidence)
     low, high = points.min(axis=0), points.max(axis=0)
     size = np.maximum(high + np.maximum(low, 0), high - low)  # detectors also see what is cut off
     width, height = np.ceil(np.maximum(size, 1)).astype(int).tolist()
@@ -227,7 +231,7 @@ def assumed_size(tracks: list[KeypointTrack], options: argparse.Namespace) -> tu
 
 def note_outside(tracks: list[KeypointTrack], size: tuple[int, int], confidence: float) -> None:
     """Says so where many joints lie outside of the image: the size is then another."""
-    points = np.concatenate([track.keypoints[track.seen(confidence)] for track in tracks])
+    points = seen_points(tracks, confidence)
 
     def outside(size: tuple[int, int]) -> float:
         return float((points > size).any(axis=1).mean()) if len(points) else 0.0

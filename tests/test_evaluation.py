@@ -45,7 +45,7 @@ def test_joints_in_another_order_are_refused(generated):
     parents = [-1, *(order.index(parents[joint]) for joint in order[1:])]
     other = Skeleton("other", tuple(names[joint] for joint in order), tuple(parents))
     poses = dataclasses.replace(generated.test, skeleton=other)
-    with pytest.raises(InputError, match="`poses` must have the model's joints"):
+    with pytest.raises(InputError, match="`poses` must have the model's 16 joints"):
         evaluate(build_model("pre_agg", channels=4, blocks=0), poses)
 
 

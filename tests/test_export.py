@@ -169,6 +169,7 @@ def test_exports_predict_what_the_model_does(format, model, pose2d, tmp_path):
         np.testing.assert_allclose(got, expected, atol=1e-5)
 
 
+@written_once
 def test_openvino_knows_what_is_no_number(model, pose2d, tmp_path):
     lift = open_exported(export(model, tmp_path / "lifter.xml", signature="serve_pixels").path)
     pixels = (pose2d * 1920 + [1920, 1080]).astype("float32") / 2

@@ -182,14 +182,9 @@ class Splits:
         parts, names = (self.train, self.validation), ("pose2d", "pose3d", "subject")
         arrays = (getattr(part, name) for part in parts for name in names)
         digest = self.digest if self.origin else digest_of_arrays(arrays)
-        return {
-            "name": self.name,
-            "digest": digest,
-            "train_poses": len(self.train),
-            "validation_poses": len(self.validation),
-            "validation_subjects": np.unique(self.validation.subject).tolist(),
-            **self.origin,
-        }
+        people = np.unique(self.validation.subject).tolist()
+        values = (self.name, digest, len(self.train), len(self.validation), people)
+        return {**dict(zip(DATA_FACTS, values, strict=True)), **self.origin}
 
 
 def select_joints(source: Skeleton, target: Skeleton) -> np.ndarray:

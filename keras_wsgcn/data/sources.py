@@ -122,7 +122,8 @@ def archive_digest(data: str | os.PathLike) -> str | None:
 
 def _origin(data: str | os.PathLike, options: Mapping[str, object]) -> dict[str, object]:
     """What `load_splits` was told, but the skeleton; the two options of interest in any case."""
-    told = {"source": data, "stride": 1, "noise_px": 0.0, **options}
+    usual = {name: options_of(data)[name] for name in ("stride", "noise_px")}
+    told = {"source": data, **usual, **options}
     return {
         name: os.fspath(value) if isinstance(value, os.PathLike) else value
         for name, value in told.items()
@@ -130,19 +131,19 @@ def _origin(data: str | os.PathLike, options: Mapping[str, object]) -> dict[str,
     }
 
 
-def differences(recorded: Mapping[str, Any], splits: Splits) -> list[str]:
+def differences(recorded: Mapping[str, Any], facts: Mapping[str, Any]) -> list[str]:
     """Where splits are not those of a record.
 
     Args:
         recorded: what `Splits.facts` said, perhaps of an older version, which said less: that
             counts as equal, and so does where an archive of the same digest lies.
-        splits: what is there now.
+        facts: what it says now.
 
     Returns:
         The keys, such as `"noise_px"`.
     """
-    now = json.loads(json.dumps(splits.facts(), default=plain))
-    found, wanted = _comparable(recorded), _comparable(now)
+    facts = json.loads(json.dumps(facts, default=plain))  # as in a record
+    found, wanted = _comparable(recorded), _comparable(facts)
     keys = found.keys() | wanted.keys()
     if "validation_subjects" not in found:
         keys -= set(DATA_FACTS if "source" in found else wanted) - found.keys()

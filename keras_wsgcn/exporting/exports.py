@@ -109,12 +109,6 @@ def export(
     describe(model)  # refuses what is no lifting model
     inputs = _random_inputs(model.input_shape[1], chosen)
     if data is not None:
-        joints = model.input_shape[1]
-        if data.skeleton.num_joints != joints:
-            raise InputError(
-                f"`data` must have the model's {joints} joints. "
-                f"Received: data on {data.skeleton.name!r}, {data.skeleton.num_joints} joints"
-            )
         check_joints(model, "data", data.skeleton)
         inputs["serve/data"] = {"pose2d": data.pose2d.astype(np.float32)}
     expected = _expected(model, inputs)

@@ -55,8 +55,8 @@ def run(
     """Runs a study, or what is left of it.
 
     Called again it goes on; a finished study returns at once, if its archive, where that is still
-    there, is the same. Ctrl-C ends it after the storage
-    has been told, and what was being trained goes on after its last finished epoch.
+    there, is the same. Ctrl-C ends it after the storage has been told, and what was being trained
+    goes on after its last finished epoch.
 
     Args:
         spec: the study.
