@@ -64,7 +64,8 @@ def train(
 
     Writes into `folder`: `config.json`, `history.csv`, `best.keras`, `last.keras`. Called again
     with the same arguments it goes on after the last finished epoch, and a finished run returns
-    at once.
+    at once. On the same backend, versions and machine it ends as if undisturbed; on others it says
+    so, and notes them in `config.json`.
 
     Args:
         config: what to train, and how.
@@ -168,6 +169,8 @@ def _train(
         runs = [_Run(*own, data, together=len(settings)) for own in settings]
         _share_predict_function([run.model for run in runs])
         for run in runs:
+            if verbose and run.changed:
+                print(f"{run.folder.name} goes on, not as it began: {'; '.join(run.changed)}")
             run.callbacks.on_train_begin()
         while left := [run for run in runs if not run.is_over()]:
             # After a kill between their files some may be an epoch behind: those go first.
@@ -237,6 +240,7 @@ class _Run:
             metadata = restore_model(self.model, self.last_path)
             self.history = metadata["training"]["history"]
             self._write_history()  # a kill may have come between the two files
+        self.changed = self._record_environment()
         self.callbacks = keras.callbacks.CallbackList(
             list(callbacks), model=self.model, epochs=config.epochs, steps=self.steps, verbose=0
         )
@@ -258,10 +262,22 @@ class _Run:
                     f"Received: folder={str(self.folder)!r}, which differs in {found}"
                 )
         else:
-            ran_on = environment()
-            if self.together > 1:
-                ran_on["together"] = str(self.together)
-            write_json(path, {**record, "environment": ran_on})
+            write_json(path, {**record, "environment": self._environment()})
+
+    def _environment(self) -> dict[str, str]:
+        return environment() | ({"together": str(self.together)} if self.together > 1 else {})
+
+    def _record_environment(self) -> list[str]:
+        """Notes in `config.json` if the run goes on elsewhere, and says what is not as it was."""
+        path, now = self.folder / "config.json", self._environment()
+        resumed = (record := json.loads(path.read_text(encoding="utf-8"))).get("resumed", [])
+        before = [record, *resumed][-1].get("environment", now)  # older runs have none
+        changed = [key for key in {**before, **now} if now.get(key) != before.get(key)]
+        if not changed or is_finished(self.config, self.history):
+            return []
+        part = {"epoch": self.epoch, "environment": now}
+        write_json(path, {**record, "resumed": [*resumed, part]})
+        return [f"{key} {before.get(key)} -> {now.get(key)}" for key in changed]
 
     def _differences(self, path: Path, wanted: Mapping[str, Any]) -> list[str]:
         """Where the record of this run is not that of `config.json`."""

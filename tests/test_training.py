@@ -1,3 +1,4 @@
+import contextlib
 import dataclasses
 import json
 import os
@@ -127,6 +128,26 @@ def test_a_resumed_run_ends_as_an_undisturbed_one(finished, data, tmp_path):
     assert_same_weights(finished.folder / "last.keras", folder / "last.keras")
     assert_same_weights(finished.folder / "best.keras", folder / "best.keras")
     assert resumed.history["loss"].tolist() == finished.history["loss"].tolist()
+
+
+def test_a_run_that_goes_on_elsewhere_says_so(data, tmp_path, monkeypatch, capsys):
+    def call(epoch=None, **ran_on):
+        monkeypatch.setattr("keras_wsgcn.training.environment", lambda: ran_on)
+        callbacks = [] if epoch is None else [StopAfter(epoch)]
+        with contextlib.suppress(KeyboardInterrupt):
+            train(SMALL, data, tmp_path / "run", callbacks=callbacks)
+        record = json.loads((tmp_path / "run" / "config.json").read_text(encoding="utf-8"))
+        notes = [line for line in capsys.readouterr().out.splitlines() if "goes on" in line]
+        return record["environment"], record.get("resumed", []), notes
+
+    first = {"backend": "a", "a": "1.0", "commit": "c"}
+    second = {"backend": "b", "b": "2.0", "commit": "c"}
+    assert call(epoch=0, **first) == (first, [], [])
+    changed = ["run goes on, not as it began: backend a -> b; a 1.0 -> None; b None -> 2.0"]
+    resumed = [{"epoch": 1, "environment": second}]
+    assert call(epoch=1, **second) == (first, resumed, changed)
+    assert call(**second) == (first, resumed, [])
+    assert call(**first) == (first, resumed, []), "finished, nothing went on"
 
 
 on_torch = pytest.mark.skipif(keras.backend.backend() != "torch", reason="others always compile")
