@@ -9,7 +9,7 @@ import keras
 from keras import ops
 
 from keras_wsgcn import ops as graph_ops
-from keras_wsgcn import schemes, skeletons
+from keras_wsgcn import per_kernel, schemes, skeletons
 from keras_wsgcn.budget import AFFINITIES
 from keras_wsgcn.errors import InputError, check_choice, check_integer
 
@@ -38,11 +38,13 @@ class GraphConv(keras.layers.Layer):
         layout: `"bjc"` for inputs `(batch, joints, channels)`, or, which is faster, `"jbc"` or
             `"jcb"`: a model turns once at its input and once at its output.
         kernel_initializer: Initializer for the kernels. Variance-scaling initializers take the
-            fans of a single kernel, so that every scheme starts at the same scale.
+            fans of a single kernel, so that every scheme starts at the same scale; orthogonal ones
+            make each kernel orthogonal.
         bias_initializer: Initializer for the bias.
         kernel_regularizer: Regularizer function applied to the kernels.
         bias_regularizer: Regularizer function applied to the bias.
-        kernel_constraint: Constraint function applied to the kernels.
+        kernel_constraint: Constraint function applied to the kernels, which it is given as
+            `(channels, units, parts, *lead)`: an axis of 0 is the input's, as in `Dense`.
         bias_constraint: Constraint function applied to the bias.
         **kwargs: Base layer keyword arguments, such as `name` and `dtype`.
 
@@ -109,9 +111,9 @@ class GraphConv(keras.layers.Layer):
         self.kernel = self.add_weight(
             name="kernel",
             shape=(*self.scheme.kernel_lead(self.skeleton), channels, self.units),
-            initializer=_per_kernel(self.kernel_initializer),
+            initializer=per_kernel.initializer(self.kernel_initializer),
             regularizer=self.kernel_regularizer,
-            constraint=self.kernel_constraint,
+            constraint=per_kernel.constraint(self.kernel_constraint),
         )
         self.bias = None
         if self.use_bias:
@@ -152,8 +154,8 @@ class GraphConv(keras.layers.Layer):
         x = graph_ops.graph_conv(x, kernel, mixing, self.contraction, inner)
         if self.bias is not None:
             x = x + graph_ops.along_channels(ops.convert_to_tensor(self.bias), inner)
-        if self.activation is not None:
-            x = self.activation(x)
+        if self.activation is not None:  # it may be one over the channels, as softmax is
+            x, inner = self.activation(graph_ops.turn(x, inner, "jbc")), "jbc"
         return graph_ops.turn(x, inner, self.layout)
 
     def compute_output_shape(self, input_shape):
@@ -296,6 +298,8 @@ class GraphNonLocal(keras.layers.Layer):
             linear.build((None, channels))
         self.output_map.build((None, inner))
         self.normalization.build((None, None, channels))
+        for part in (self.theta, self.phi, self.g, self.output_map, self.normalization):
+            part.trainable = self.trainable  # a frozen block comes out of a file as one
         self.built = True
 
     def call(self, inputs, training=None):
@@ -312,6 +316,8 @@ class GraphNonLocal(keras.layers.Layer):
         phi = ops.sum(phi * by_source, axis=-1)
         positions = len(self.skeleton.pooling_groups) or self.skeleton.num_joints
         weights = ops.relu(theta[:, None] + phi[None, :]) / positions
+        # Under torch Keras multiplies matrices of float64 in float32.
+        weights, g = (ops.cast(tensor, self.compute_dtype) for tensor in (weights, g))
         y = self.output_map(ops.einsum("ijb,jbc->ibc", weights, g))
         x = x + self.normalization(y, training=training)
         return graph_ops.turn(x, "jbc", self.layout)
@@ -338,9 +344,7 @@ class GraphNonLocal(keras.layers.Layer):
         initializer = self.kernel_initializer
         if isinstance(initializer, keras.initializers.Initializer):  # it may be a function
             initializer = initializer.__class__.from_config(initializer.get_config())
-        return keras.layers.Dense(
-            units, kernel_initializer=initializer, name=name, dtype=self.dtype_policy
-        )
+        return _LinearMap(units, kernel_initializer=initializer, name=name, dtype=self.dtype_policy)
 
     def _pool(self, x):
         """Maximum over each pooling group: `(joints, batch, channels)` to `(groups, ...)`."""
@@ -356,6 +360,13 @@ class GraphNonLocal(keras.layers.Layer):
         return functools.reduce(
             ops.maximum, [ops.stack([joints[member] for member in row]) for row in members]
         )
+
+
+class _LinearMap(keras.layers.Dense):
+    """A linear map of a block, which reads its kernel itself."""
+
+    def quantize(self, *args, **kwargs):
+        raise NotImplementedError(f"{self.path} stays as it is: its block reads the kernel.")
 
 
 @keras.saving.register_keras_serializable(package="keras_wsgcn")
@@ -402,15 +413,3 @@ def _check_input(layer, input_shape) -> tuple[int, keras.layers.InputSpec]:
         )
     axes = {at_joints: joints, at_channels: shape[at_channels]}
     return shape[at_channels], keras.layers.InputSpec(ndim=3, axes=axes)
-
-
-def _per_kernel(initializer):
-    """The initializer with the fans of one `(in, out)` kernel, whatever is stacked around it."""
-    if not isinstance(initializer, keras.initializers.VarianceScaling):
-        return initializer
-    config = initializer.get_config()
-    if config["input_axes"] is not None and config["output_axes"] is not None:
-        return initializer
-    # The seed as it was drawn: `get_config` gives the one that was passed, often None.
-    config.update(seed=initializer.seed, input_axes=(-2,), output_axes=(-1,))
-    return initializer.__class__.from_config(config)

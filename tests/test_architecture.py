@@ -12,7 +12,7 @@ PACKAGE = ROOT / "keras_wsgcn"
 
 # Each module knows only those before it, and the data modules no model.
 PLAIN = ("errors", "files", "markdown", "records", "skeletons", "schemes", "budget")
-KERAS = ("ops", "layers", "models", "hdf5", "declared_size", "screening", "saving")
+KERAS = ("ops", "per_kernel", "layers", "models", "hdf5", "declared_size", "screening", "saving")
 DATA = (
     "data.cameras", "data.human36m_cameras", "data.views", "data.archive", "data.poses",
     "data.activities", "data.bodies",

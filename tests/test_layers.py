@@ -124,32 +124,6 @@ def test_no_sharing_with_equal_kernels_is_full_sharing(rng):
     )
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
-def test_initial_kernels_have_the_bound_of_a_single_kernel(scheme):
-    layer = GraphConv(40, scheme)
-    layer.build((None, 16, 60))
-    bound = np.sqrt(6 / (60 + 40))
-    peak = np.abs(ops.convert_to_numpy(layer.kernel.value)).reshape(-1, 60 * 40).max(axis=1)
-    assert (peak <= bound).all()
-    assert (peak > 0.99 * bound).all()
-
-
-def test_kernels_of_a_layer_start_different():
-    layer = GraphConv(4, "pre_agg", kernel_initializer=keras.initializers.HeNormal(seed=1))
-    layer.build((None, 16, 4))
-    kernels = ops.convert_to_numpy(layer.kernel.value).reshape(16, -1)
-    assert len(np.unique(kernels.round(6), axis=0)) == 16
-
-
-def test_an_initializer_with_axes_of_its_own_is_left_alone():
-    given = keras.initializers.GlorotUniform(seed=1, input_axes=(0, 1, 2), output_axes=(3,))
-    layer = GraphConv(4, "pre_agg", kernel_initializer=given)
-    layer.build((None, 16, 4))
-    np.testing.assert_array_equal(
-        ops.convert_to_numpy(layer.kernel.value), ops.convert_to_numpy(given((1, 16, 4, 4)))
-    )
-
-
 def test_learned_affinity_starts_as_a_plain_mean(rng):
     layer = GraphConv(3, "full_sharing", affinity="learned", use_bias=False)
     x = rng.normal(size=(2, 16, 4)).astype("float32")
@@ -292,6 +266,54 @@ def test_refuses_bad_arguments(arguments, argument):
 def test_refuses_inputs_with_other_joints(layer, shape):
     with pytest.raises(InputError, match=r"`inputs` must have the shape.*16 joints.*Received: "):
         layer.build(shape)
+
+
+@pytest.mark.parametrize("layout", AXES)
+def test_softmax_is_over_the_channels(layout, rng):
+    x = rng.normal(size=(3, 16, 6)).astype("float32")
+    layer = GraphConv(4, "pre_agg", layout=layout, activation="softmax")
+    there, back = AXES[layout]
+    y = ops.convert_to_numpy(layer(x.transpose(there))).transpose(back)
+    assert y.shape == (3, 16, 4)
+    np.testing.assert_allclose(y.sum(axis=-1), 1.0, rtol=1e-5)
+
+
+def frozen_block():
+    inputs = keras.Input((16, 6))
+    model = keras.Model(inputs, keras.layers.Dense(3)(GraphNonLocal()(inputs)))
+    model.layers[1].trainable = False
+    return model
+
+
+def test_a_frozen_block_stays_frozen_in_a_copy(rng):
+    frozen = frozen_block()
+    copies = (keras.models.clone_model(frozen), keras.Model.from_config(frozen.get_config()))
+    for model in copies:
+        assert len(model.trainable_variables) == 2
+        model.compile("adam", "mse")
+        before = model.layers[1].get_weights()
+        x = rng.normal(size=(8, 16, 6)).astype("float32")
+        model.fit(x, x[..., :3], verbose=0)
+        for old, new in zip(before, model.layers[1].get_weights(), strict=True):
+            np.testing.assert_array_equal(old, new)
+
+
+def test_quantising_a_model_leaves_a_block_as_it_is(rng):
+    inputs = keras.Input((16, 6))
+    block = GraphNonLocal()
+    model = keras.Model(inputs, block(inputs))
+    block.normalization.gamma.assign(np.ones(6))
+    x = rng.normal(size=(8, 16, 6)).astype("float32")
+    before = model.predict(x, verbose=0)
+    with pytest.warns(UserWarning, match="theta stays as it is"):
+        model.quantize("int8")
+    np.testing.assert_array_equal(model.predict(x, verbose=0), before)
+
+
+def test_a_block_in_float64_computes(rng):
+    x = rng.normal(size=(8, 16, 6))
+    y = GraphNonLocal(dtype="float64")(x)
+    assert np.isfinite(ops.convert_to_numpy(y)).all()
 
 
 @pytest.mark.parametrize("affinity", ["fixed", "learned"])
