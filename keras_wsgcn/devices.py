@@ -103,12 +103,18 @@ def float32_products(tf32: bool = False) -> Iterator[None]:
     else:
         import torch
 
-        before = torch.get_float32_matmul_precision()
+        ways = (torch.backends.cuda, torch.backends.mkldnn)
+        try:
+            before, fields = torch.get_float32_matmul_precision(), []
+        except RuntimeError:  # it was set by PyTorch's newer fields, and can only be read there
+            before, fields = "highest", [way.matmul.fp32_precision for way in ways]
         torch.set_float32_matmul_precision("high" if tf32 else "highest")
         try:
             yield
         finally:
             torch.set_float32_matmul_precision(before)
+            for way, field in zip(ways, fields, strict=False):
+                way.matmul.fp32_precision = field
 
 
 def keep_freed_memory() -> None:

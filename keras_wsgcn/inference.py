@@ -6,7 +6,7 @@ What is drawn, written to a file or passed on is a `PoseSequence`.
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,8 @@ class PoseSequence:
 
     def __post_init__(self):
         store = object.__setattr__  # the record is frozen for everyone else
-        store(self, "people", tuple(self.people))
+        people = (p.item() if isinstance(p, np.generic) else p for p in self.people)
+        store(self, "people", tuple(people))
         shape = np.shape(self.pose3d)[:-1]
         for name, width in (("pose3d", 3), ("pose2d", 2)):
             array = np.asarray(getattr(self, name), dtype=np.float32)
@@ -79,8 +80,10 @@ class PoseSequence:
             raise InputError(
                 f"`people` must hold {shape[0]} different names. Received: people={self.people}"
             )
-        check_number("fps", self.fps, above=0.0, below=float("inf"))
-        check_integer("first_frame", self.first_frame, least=0)
+        normalize_screen(np.zeros(2), self.image_size)  # which checks it
+        store(self, "image_size", tuple(np.asarray(self.image_size).tolist()))
+        store(self, "fps", check_number("fps", self.fps, above=0.0, below=float("inf")))
+        store(self, "first_frame", check_integer("first_frame", self.first_frame, least=0))
         seen = np.isfinite(self.pose2d).all(axis=-1)
         origin = np.where(seen, DETECTED, MISSING) if self.origin is None else self.origin
         store(self, "origin", np.asarray(origin, dtype=np.int8))
@@ -172,7 +175,6 @@ def lift_tracks_with(
     Raises:
         InputError: if there is nobody, the frames are too many, or the skeleton has other joints.
     """
-    normalize_screen(np.zeros(2), image_size)  # the size is checked before the long work
     if not tracks:
         raise InputError(f"`tracks` must hold at least one person. Received: tracks={tracks}")
     first = min(int(track.frames[0]) for track in tracks)
@@ -185,6 +187,15 @@ def lift_tracks_with(
     shape = (len(tracks), frames, skeleton.num_joints)
     pose2d, pose3d = (np.full((*shape, width), np.nan, np.float32) for width in (2, 3))
     origin = np.zeros(shape, np.int8)
+    sequence = PoseSequence(  # before the long work, for it checks what it is given
+        pose3d=pose3d,
+        pose2d=pose2d,
+        skeleton=skeleton,
+        image_size=image_size,
+        fps=fps,
+        people=tuple(track.person for track in tracks),
+        first_frame=first,
+    )
     usable = np.zeros(shape[:2], bool)
     for person, track in enumerate(tracks):
         converted = convert_track(
@@ -197,16 +208,7 @@ def lift_tracks_with(
     if usable.any():
         lifted = lift(pose2d[usable], image_size)
         pose3d[usable] = root_aligned(lifted, skeleton.root)
-    return PoseSequence(
-        pose3d=pose3d,
-        pose2d=pose2d,
-        skeleton=skeleton,
-        image_size=image_size,
-        fps=fps,
-        people=tuple(track.person for track in tracks),
-        first_frame=first,
-        origin=origin,
-    )
+    return replace(sequence, pose3d=pose3d, pose2d=pose2d, origin=origin)
 
 
 # --- files --------------------------------------------------------------------------------------

@@ -199,7 +199,7 @@ def _checked_poses(value: Any, name: str) -> np.ndarray:
     try:
         array = np.asarray(ops.convert_to_numpy(value) if ops.is_tensor(value) else value)
         array = array if array.dtype.kind in "fiu" else array.astype(np.float64, casting="safe")
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, RuntimeError):  # the last: PyTorch's, of one with a gradient
         raise InputError(
             f"`{name}` must be an array of numbers. Received: type({name})={type(value)}"
         ) from None

@@ -229,6 +229,7 @@ def describe(model: keras.Model) -> dict[str, Any]:
             f"`model` must hold `GraphConv` layers. Received: model={model.name!r} with "
             f"{sorted({type(layer).__name__ for layer in model.layers})}"
         )
+    moving = ("moving_mean", "moving_variance")  # all other weights count, also while frozen
     dropouts = [layer.rate for layer in model.layers if isinstance(layer, keras.layers.Dropout)]
     return {
         "scheme": schemes.serialize(convs[0].scheme),
@@ -238,5 +239,5 @@ def describe(model: keras.Model) -> dict[str, Any]:
         "dropout": dropouts[0] if dropouts else 0.0,
         "non_local": any(isinstance(layer, GraphNonLocal) for layer in model.layers),
         "affinity": convs[0].affinity,
-        "params": sum(math.prod(weight.shape) for weight in model.trainable_weights),
+        "params": sum(math.prod(w.shape) for w in model.weights if w.name not in moving),
     }

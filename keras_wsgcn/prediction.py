@@ -20,7 +20,7 @@ def predict(model: keras.Model, pose2d: np.ndarray) -> np.ndarray:
     """
     check_single(model)
     if not len(pose2d):
-        return np.empty((0, *model.output_shape[1:]), np.float32)
+        return np.empty((*np.shape(pose2d)[:2], 3), np.float32)
     count = replicas()
     whole = np.pad(pose2d, ((0, -len(pose2d) % count), (0, 0), (0, 0)), mode="edge")
     batch = PREDICT_BATCH // count * count  # each device takes its share of every batch
@@ -55,14 +55,15 @@ def check_joints(model: keras.Model, name: str, skeleton: Skeleton) -> None:
     """Refuses poses that are not the model's joints in the model's order.
 
     Args:
-        model: a lifting model, or any with graph layers of the library or without.
+        model: a lifting model, or any Keras model, with graph layers of the library or without.
         name: of the argument that holds the poses.
         skeleton: that of the poses.
 
     Raises:
         InputError: if they are others.
     """
-    convs = [layer for layer in getattr(model, "layers", []) if isinstance(layer, GraphConv)]
+    layers = model._flatten_layers()  # a lifter may be a part of a model
+    convs = [layer for layer in layers if isinstance(layer, GraphConv)]
     wanted = convs[0].skeleton.joint_names if convs else skeleton.joint_names
     if wanted != skeleton.joint_names:
         raise InputError(

@@ -16,7 +16,7 @@ from keras_wsgcn import (
     metrics,  # noqa: F401  and the metrics
     screening,
 )
-from keras_wsgcn.errors import InputError, Refused
+from keras_wsgcn.errors import InputError, Refused, shown
 from keras_wsgcn.files import atomic_path, plain
 from keras_wsgcn.hdf5 import check_arrays
 from keras_wsgcn.models import describe
@@ -46,13 +46,18 @@ def save_model(model: keras.Model, path: str | os.PathLike, **facts: Any) -> Non
     """
     path = _checked_path(path)
     metadata = {
-        **describe(model),
         "normalisation": NORMALISATION,
         **getattr(model, "metadata", {}),
+        **describe(model),
         **facts,
         "dtype_policy": model.dtype_policy.name,
     }
-    text = json.dumps(metadata, indent=2, default=plain)
+    try:
+        text = json.dumps(metadata, indent=2, default=plain)
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"`facts` must be what JSON can hold ({error}). Received: {shown(facts)}"
+        ) from None
     with atomic_path(path) as temporary:
         model.save(temporary)
         _finish(temporary, text)
@@ -158,11 +163,10 @@ def load_model(path: str | os.PathLike, *, compile: bool = True) -> keras.Model:
             screening.check_compilation(compilation)
     except Refused as problem:
         raise screening.refusal(path, f"{problem}; load it with compile=False") from None
-    # A model of half precision is one as a whole; of float16 it is compiled with a scaled loss.
+    # Layers say theirs, the model as a whole does not: of mixed_float16 it scales its loss.
     policy = str(file.metadata.get("dtype_policy"))
-    mixed = policy in ("mixed_float16", "mixed_bfloat16")
     try:
-        with dtype_policy(policy) if mixed else contextlib.nullcontext():
+        with dtype_policy(policy if policy in screening.DTYPES else "float32"):
             model = keras.saving.deserialize_keras_object(file.config, safe_mode=True)
             if compilation is not None:
                 model.compile_from_config(compilation)
@@ -205,7 +209,8 @@ def restore_model(model: keras.Model, path: str | os.PathLike) -> dict[str, Any]
     """
     path = _checked_path(path)
     file = screening.screen(path)
-    if file.optimizer_variables <= 2:
+    build_optimizer(model)
+    if file.optimizer_variables < len(model.optimizer.variables):
         raise screening.refusal(path, "it lacks the state of an optimiser")
     _load_state(model, file, path, optimizer=True)
     return file.metadata

@@ -32,7 +32,7 @@ _AT_ONCE = getattr(os, "O_NONBLOCK", 0)  # not to wait for a pipe that nobody wr
 
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}")
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}")
-_DTYPES = ("float32", "float16", "bfloat16", "float64", "mixed_float16", "mixed_bfloat16")
+DTYPES = ("float32", "float16", "bfloat16", "float64", "mixed_float16", "mixed_bfloat16")
 _ACTIVATIONS = (
     "linear", "relu", "relu6", "leaky_relu", "elu", "selu", "gelu", "silu", "swish", "tanh",
     "sigmoid", "hard_sigmoid", "softplus", "softsign", "softmax", "exponential", "mish",
@@ -304,8 +304,8 @@ def _check_string(key: str, value: str) -> None:
     """Strings by which Keras looks something up must be among those it knows itself."""
     if key == "activation" and value not in _ACTIVATIONS:
         raise Refused(f"'activation' must be one of {list(_ACTIVATIONS)}; it is {value[:80]!r}")
-    if key == "dtype" and value not in _DTYPES:
-        raise Refused(f"'dtype' must be one of {list(_DTYPES)}; it is {value[:80]!r}")
+    if key == "dtype" and value not in DTYPES:
+        raise Refused(f"'dtype' must be one of {list(DTYPES)}; it is {value[:80]!r}")
     if key.endswith(("initializer", "regularizer", "constraint", "policy")):
         raise Refused(f"{key!r} must be a record; it is {value[:80]!r}")
     if key in ("optimizer", "loss", "metrics", "weighted_metrics") and not (

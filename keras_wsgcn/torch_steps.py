@@ -1,8 +1,9 @@
 """Steps under PyTorch: traced once, and replayed; those of a training on CUDA as one graph."""
 
+import contextlib
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -60,7 +61,7 @@ def replay_predictions(model: keras.Model, batch_size: int) -> None:
     Smaller batches are not worth their traces, half a second each.
     """
     model.make_predict_function()
-    if not isinstance(model.predict_function, _Predictions):
+    if not model.jit_compile and not isinstance(model.predict_function, _Predictions):
         model.predict_function = _Predictions(model.predict_function, batch_size)
 
 
@@ -69,16 +70,17 @@ class _Predictions:
 
     def __init__(self, plain: Callable[..., Any], batch_size: int):
         self.plain, self.batch_size = plain, batch_size
-        self.replay: Callable[..., Any] | None = None
+        self.replays: dict[tuple[Any, ...], Callable[..., Any]] = {}
 
     def __call__(self, batches: Sequence[Any]) -> Any:
         inputs, _, _ = keras.utils.unpack_x_y_sample_weight(batches[0])
         if len(inputs) != self.batch_size:
             return self.plain(batches)
         inputs = keras.ops.convert_to_tensor(inputs)
-        if self.replay is None:
-            self.replay = _traced(lambda inputs: self.plain([inputs]), inputs)
-        return self.replay(inputs)
+        kind = (inputs.dtype, *inputs.shape)  # for which a trace holds
+        if kind not in self.replays:
+            self.replays[kind] = _traced(lambda inputs: self.plain([inputs]), inputs)
+        return self.replays[kind](inputs)
 
 
 def _traced(
@@ -173,18 +175,15 @@ def _has_plain_adam(model: keras.Model) -> bool:
     )
 
 
-class _state_kept:
+@contextlib.contextmanager
+def _state_kept(model: keras.Model) -> Iterator[None]:
     """Gives all variables of a model their values back at the end."""
-
-    def __init__(self, model: keras.Model):
-        variables = [*model.variables, *model.optimizer.variables, *model.metrics_variables]
-        self.values = [(variable, variable.value.clone()) for variable in variables]
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, *_) -> None:
-        for variable, value in self.values:
+    variables = [*model.variables, *model.optimizer.variables, *model.metrics_variables]
+    values = [variable.value.clone() for variable in variables]
+    try:
+        yield
+    finally:
+        for variable, value in zip(variables, values, strict=True):
             variable.assign(value)
 
 

@@ -106,6 +106,27 @@ def test_products_are_exact_unless_asked_otherwise():
     assert products_allow_tf32() == before
 
 
+NEWER = """
+import numpy as np, torch
+from keras_wsgcn import build_model
+from keras_wsgcn.devices import float32_products
+from keras_wsgcn.prediction import predict
+
+fields = [torch.backends.cuda.matmul, torch.backends.mkldnn.matmul]
+for field, value in zip(fields, ("tf32", "bf16")):
+    field.fp32_precision = value
+with float32_products():
+    assert [field.fp32_precision for field in fields] == ["ieee", "ieee"]
+predict(build_model("pre_agg", channels=4, blocks=0), np.zeros((3, 16, 2), "float32"))
+print([field.fp32_precision for field in fields])
+"""
+
+
+@pytest.mark.skipif(BACKEND != "torch", reason="it is PyTorch that has two ways")
+def test_a_precision_that_was_set_by_pytorchs_newer_fields_is_kept():
+    assert run_python(NEWER, backend="torch").strip() == "['tf32', 'bf16']"
+
+
 FAULTS = """
 import resource
 from keras_wsgcn.devices import keep_freed_memory

@@ -140,6 +140,22 @@ def test_replayed_predictions_are_the_model_s_own(poses, monkeypatch):
     assert traced == [(BATCH, 16, 2)]  # once, and not for the last few
 
 
+@pytest.mark.skipif(keras.backend.backend() != "torch", reason="torch alone is traced")
+def test_what_a_trace_is_not_of_is_predicted_all_the_same(poses):
+    from keras_wsgcn import torch_steps
+
+    inputs, model = np.rint(poses[0][:BATCH]), compiled("adam")
+    expected = model.predict(inputs, batch_size=BATCH, verbose=0)
+    torch_steps.replay_predictions(model, BATCH)
+    for dtype in ("float32", "int64", "float64"):
+        given = inputs.astype(dtype)
+        np.testing.assert_array_equal(model.predict(given, batch_size=BATCH, verbose=0), expected)
+    by_keras = compiled("adam")
+    by_keras.compile("adam", "mse", jit_compile=True)  # dynamo's work cannot be traced
+    torch_steps.replay_predictions(by_keras, BATCH)
+    assert not isinstance(by_keras.predict_function, torch_steps._Predictions)
+
+
 def test_building_is_no_step(poses):
     model = compiled(OPTIMIZERS["clipped"]())
     before = model.get_weights()

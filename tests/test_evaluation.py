@@ -45,8 +45,23 @@ def test_joints_in_another_order_are_refused(generated):
     parents = [-1, *(order.index(parents[joint]) for joint in order[1:])]
     other = Skeleton("other", tuple(names[joint] for joint in order), tuple(parents))
     poses = dataclasses.replace(generated.test, skeleton=other)
-    with pytest.raises(InputError, match="`poses` must have the model's 16 joints"):
-        evaluate(build_model("pre_agg", channels=4, blocks=0), poses)
+    lifter, pose2d = build_model("pre_agg", channels=4, blocks=0), keras.Input((16, 2))
+    for model in (lifter, keras.Model(pose2d, lifter(pose2d))):
+        with pytest.raises(InputError, match="`poses` must have the model's 16 joints"):
+            evaluate(model, poses)
+
+
+def test_a_model_of_a_users_own_class_is_evaluated(generated):
+    class Lifter(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.lift = keras.layers.Dense(3)
+
+        def call(self, inputs):
+            return self.lift(inputs)
+
+    assert len(evaluate(Lifter(), generated.test)) == len(generated.test)
+    assert evaluate(Lifter(), generated.test.subset(np.array([], int))).empty
 
 
 def test_every_pose_gets_its_errors(generated):

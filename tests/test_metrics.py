@@ -385,3 +385,13 @@ def test_callbacks_know_that_less_is_better():
     stopping = keras.callbacks.EarlyStopping(monitor="val_mpjpe_mm", mode="auto")
     model.fit(x, x, validation_data=(x, x), verbose=0, callbacks=[stopping])
     assert stopping.monitor_op is ops.less
+
+
+def test_a_tensor_with_a_gradient_is_read_or_refused():
+    torch = pytest.importorskip("torch")
+    poses = torch.ones((2, 16, 3), requires_grad=True)
+    if keras.backend.backend() == "torch":
+        assert (metrics.mpjpe(poses, np.ones((2, 16, 3))) == 0.0).all()
+    else:
+        with pytest.raises(InputError, match="`y_true` must be an array of numbers"):
+            metrics.mpjpe(poses, np.ones((2, 16, 3)))

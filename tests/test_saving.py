@@ -7,7 +7,7 @@ import pytest
 from testing import BACKENDS, run_python
 
 from keras_wsgcn import InputError, Scheme, Skeleton, build_model, load_model, save_model
-from keras_wsgcn.saving import dtype_policy, read_metadata
+from keras_wsgcn.saving import dtype_policy, read_metadata, restore_model
 
 # Each backend saves a trained model, with what it predicts and what its optimiser holds ...
 SAVES = """
@@ -178,3 +178,62 @@ def test_refuses_to_save_what_is_no_lifting_model(tmp_path):
     with pytest.raises(InputError, match="`model` must hold"):
         save_model(other, tmp_path / "m.keras")
     assert not list(tmp_path.iterdir())
+
+
+def small(seed=0, **arguments):
+    keras.utils.set_random_seed(seed)
+    return build_model("pre_agg", channels=4, blocks=0, **arguments)
+
+
+def test_a_fine_tuned_model_with_frozen_blocks_goes_on(rng, tmp_path):
+    model, poses = small(non_local=True), rng.uniform(-1, 1, (8, 16, 2)).astype("float32")
+    for layer in model.layers[:-2]:
+        layer.trainable = False
+    model.compile("adam", "mse")
+    model.fit(poses, np.zeros((8, 16, 3)), verbose=0)
+    path = tmp_path / "m.keras"
+    save_model(model, path)
+    again = load_model(path)
+    assert len(again.trainable_variables) == len(model.trainable_variables) == 2
+    assert read_metadata(path)["params"] == small(non_local=True).metadata["params"]
+    frozen = again.get_layer("input_non_local").get_weights()
+    again.fit(poses, np.zeros((8, 16, 3)), verbose=0)
+    for old, new in zip(frozen, again.get_layer("input_non_local").get_weights(), strict=True):
+        np.testing.assert_array_equal(old, new)
+
+
+def test_a_file_is_of_its_own_policy_whatever_the_session_s(rng, tmp_path):
+    model, path = small(), tmp_path / "m.keras"
+    model.compile("adam", "mse")
+    model.fit(rng.uniform(-1, 1, (4, 16, 2)), np.zeros((4, 16, 3)), verbose=0)
+    save_model(model, path)
+    with dtype_policy("mixed_float16"):
+        again = load_model(path)
+    assert again.dtype_policy.name == "float32"
+    assert not hasattr(again.optimizer, "inner_optimizer")
+
+
+def test_what_layers_say_is_what_is_written(tmp_path):
+    model = small(dropout=0.1)
+    model.get_layer("input_dropout").rate = 0.5
+    save_model(model, tmp_path / "m.keras")
+    assert read_metadata(tmp_path / "m.keras")["dropout"] == 0.5
+
+
+def test_facts_that_are_no_json_are_refused(model, tmp_path):
+    for fact in (np.zeros(3), {1, 2}, object()):
+        with pytest.raises(InputError, match=r"`facts` must be what JSON can hold.*Received: "):
+            save_model(model, tmp_path / "m.keras", note=fact)
+    assert not list(tmp_path.iterdir())
+
+
+def test_plain_gradient_descent_is_restored(rng, tmp_path):
+    first, second, path = small(), small(seed=1), tmp_path / "m.keras"
+    for model in (first, second):
+        model.compile(keras.optimizers.SGD(0.1), "mse")
+    first.fit(rng.uniform(-1, 1, (4, 16, 2)), np.zeros((4, 16, 3)), verbose=0)
+    save_model(first, path)
+    restore_model(second, path)
+    assert int(second.optimizer.iterations) == 1
+    for one, other in zip(first.get_weights(), second.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
