@@ -70,7 +70,7 @@ def write_text(target: str | os.PathLike, text: str) -> None:
 
 def write_json(target: str | os.PathLike, value: Any) -> None:
     """Writes `value` as indented JSON to `target`, atomically."""
-    write_text(target, json.dumps(value, indent=2) + "\n")
+    write_text(target, json.dumps(value, indent=2, default=plain) + "\n")
 
 
 def plain(value: Any) -> Any:

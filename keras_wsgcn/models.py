@@ -8,7 +8,6 @@ import keras
 
 from keras_wsgcn import schemes, skeletons
 from keras_wsgcn.budget import (
-    AFFINITIES,
     MAX_MIXING,
     count_mixing,
     count_params,
@@ -16,8 +15,6 @@ from keras_wsgcn.budget import (
 )
 from keras_wsgcn.errors import (
     InputError,
-    check_choice,
-    check_flag,
     check_integer,
     check_number,
     shown,
@@ -181,8 +178,6 @@ def checked_channels(
         "affinity": affinity,
         "skeleton": skeleton,
     }
-    check_choice("affinity", affinity, AFFINITIES)
-    check_flag("non_local", non_local)
     if check_integer("blocks", blocks, least=0) > MAX_BLOCKS:
         raise InputError(f"`blocks` must be at most {MAX_BLOCKS}. Received: blocks={blocks}")
     if budget is not None and channels is not None:
@@ -194,7 +189,6 @@ def checked_channels(
         channels = solve_channels(scheme, budget, **size)
     elif channels is None:
         channels = PAPER_CHANNELS
-    check_integer("channels", channels, least=2 if non_local else 1)
     check_number("dropout", dropout, least=0, below=1)
     check_number("kernel_gain", kernel_gain, least=MIN_GAIN, below=MAX_GAIN)
     if (params := count_params(scheme, channels, **size)) > MAX_PARAMS:

@@ -21,7 +21,7 @@ from keras_wsgcn.errors import (
     shown,
 )
 from keras_wsgcn.models import DEFAULT_KERNEL_GAIN, build_model, checked_channels
-from keras_wsgcn.saving import build_optimizer, dtype_policy
+from keras_wsgcn.saving import dtype_policy
 from keras_wsgcn.schemes import Scheme
 from keras_wsgcn.skeletons import Skeleton
 
@@ -205,9 +205,9 @@ RECIPES: dict[str, TrainConfig] = {
         decay_epochs=4,
     ),
     # The CMU-24 benchmark; it is read at every third frame.
-    "cmu": TrainConfig(batch_size=256, epochs=8, learning_rate=2e-3, schedule="cosine"),
+    "cmu": TrainConfig(),
     # A few minutes on two cores.
-    "quickstart": TrainConfig(batch_size=256, epochs=6, learning_rate=2e-3, schedule="cosine"),
+    "quickstart": TrainConfig(epochs=6),
 }
 
 
@@ -233,4 +233,3 @@ def compile_model(model: keras.Model, config: TrainConfig, steps_per_epoch: int)
         loss="mse",
         metrics=[metrics.MPJPE()],
     )
-    build_optimizer(model)

@@ -172,11 +172,15 @@ class Skeleton(records.Record):
         fits = isinstance(self.parents, Sequence | np.ndarray) and len(self.parents) == count
         if fits and all(isinstance(p, int | np.integer) for p in self.parents):
             parents = tuple(int(p) for p in self.parents)
-            if all(-1 <= p < count and p != j for j, p in enumerate(parents)) and -1 in parents:
-                return parents
+            if all(-1 <= p < count for p in parents):
+                ends = np.append(parents, -1)  # the last is where -1 points to
+                for _ in range(count.bit_length()):  # twice as far each time
+                    ends = ends[ends]
+                if (ends == -1).all():
+                    return parents
         raise InputError(
-            f"`parents` must hold {count} joint indices, one for each joint, with -1 for the root "
-            f"and no joint its own parent. Received: parents={shown(self.parents)}"
+            f"`parents` must hold {count} joint indices, one for each joint, which lead to a root, "
+            f"-1. Received: parents={shown(self.parents)}"
         )
 
     def _joint_groups(self, argument: str, size: int | None = None) -> tuple[tuple[int, ...], ...]:

@@ -23,7 +23,7 @@ from keras_wsgcn.devices import data_parallel, float32_products
 from keras_wsgcn.environment import environment
 from keras_wsgcn.epochs import Epochs
 from keras_wsgcn.errors import Failure, InputError, check_integer, shown
-from keras_wsgcn.files import copy_file, plain, remove_leftovers, write_json, write_text
+from keras_wsgcn.files import copy_file, remove_leftovers, write_json, write_text
 from keras_wsgcn.prediction import predict, root_aligned
 from keras_wsgcn.recipes import TrainConfig, compile_model, random_state_kept
 from keras_wsgcn.saving import load_model, restore_model, save_model
@@ -252,7 +252,6 @@ class _Run:
 
     def _claim_folder(self) -> None:
         record = {"config": self.config.get_config(), "data": self.data.facts()}
-        record = json.loads(json.dumps(record, default=plain))  # as in the file
         path = self.folder / "config.json"
         remove_leftovers(self.folder)
         if path.exists():
@@ -284,7 +283,6 @@ class _Run:
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
             config = TrainConfig.from_config(found["config"]).get_config()
-            config = json.loads(json.dumps(config, default=plain))
             if not isinstance(found["data"], dict):
                 raise TypeError("`data` is no object")
             of_data = differences(found["data"], wanted["data"])

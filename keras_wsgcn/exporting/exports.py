@@ -229,10 +229,16 @@ def _write(
         environment = {"KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "3"}
         # The processor writes: an accelerator may be full, and rounds otherwise.
         environment["CUDA_VISIBLE_DEVICES"] = "-1"
-        done = subprocess.run(
-            [sys.executable, "-m", "keras_wsgcn.exporting.writers", str(scratch / "job.json")],
-            env={**os.environ, **environment}, capture_output=True, text=True, timeout=_SECONDS,
-        )  # fmt: skip
+        command = [sys.executable, "-m", "keras_wsgcn.exporting.writers"]
+        try:
+            done = subprocess.run(
+                [*command, str(scratch / "job.json")],
+                env={**os.environ, **environment}, capture_output=True, text=True, timeout=_SECONDS,
+            )  # fmt: skip
+        except subprocess.TimeoutExpired:
+            raise ExportError(
+                f"the {job['format']} export was not done after {_SECONDS} seconds"
+            ) from None
         if done.returncode:
             lines = done.stderr.strip().splitlines() or [f"status {done.returncode}"]
             raise ExportError(f"the {job['format']} export failed: {lines[-1]}\n{done.stderr}")
