@@ -31,20 +31,21 @@ def read_row(folder: Path) -> tuple[dict, pd.DataFrame]:
             "`runs` must be folders that evaluate.py has written metrics.csv into. "
             f"Received: {str(folder)!r}"
         )
-    record, metadata = read_run(folder), read_metadata(folder / "best.keras")
+    record = read_run(folder)
+    best, last = (read_metadata(folder / f"{epoch}.keras") for epoch in ("best", "last"))
     try:
-        return _row(folder, record, metadata)
+        return _row(folder, record, best, last["training"]["history"])
     # What is missing or of another kind in files of any origin; pandas raises ValueErrors.
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise InputError(
-            f"`runs` must be folders of evaluated runs; {folder} has a config.json, best.keras or "
+            f"`runs` must be folders of evaluated runs; {folder} has a config.json, a model or a "
             f"metrics.csv that lacks something or has it otherwise ({type(error).__name__}: "
             f"{error}). Received: {str(folder)!r}"
         ) from None
 
 
-def _row(folder: Path, record: dict, metadata: dict) -> tuple[dict, pd.DataFrame]:
-    history, environment = metadata["training"]["history"], record["environment"]
+def _row(folder: Path, record: dict, metadata: dict, history: list) -> tuple[dict, pd.DataFrame]:
+    environment = record["environment"]
     row = {
         "run": folder.name,
         "data": record["data"]["name"],
@@ -53,7 +54,7 @@ def _row(folder: Path, record: dict, metadata: dict) -> tuple[dict, pd.DataFrame
         "channels": metadata["channels"],
         "params": metadata["params"],
         **{name: record["config"][name] for name in ("kernel_gain", "epochs", "seed")},
-        "best_epoch": len(history),
+        "best_epoch": len(metadata["training"]["history"]),
         "train_mpjpe_mm": history[-1]["mpjpe_mm"],
         "train_seconds": sum(epoch["seconds"] for epoch in history),
         **{name: environment[name] for name in ("backend", "device", "keras", "machine")},

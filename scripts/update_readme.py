@@ -153,7 +153,8 @@ def studies_page() -> str:
                 if p.picture and p.picture.exists()
             ]
             body = as_markdown(parts, level=3, pictures="results/")
-            chapters.append(f"## {spec.name}\n\n**{spec.title}.** {spec.note.strip()}\n\n{body}")
+            title = spec.title + "." * (not spec.title.endswith("?"))
+            chapters.append(f"## {spec.name}\n\n**{title}** {spec.note.strip()}\n\n{body}")
     introduction = (STUDIES / "introduction.md").read_text(encoding="utf-8").strip()
     table = markdown.table(["study", "", "data", "trials run", "what runs the rest"], rows)
     return "\n\n".join([introduction, table, *chapters]) + "\n"

@@ -157,11 +157,13 @@ def runs(folder: Path) -> list[Files]:
     history = [{"epoch": 1, "mpjpe_mm": 9.0, "val_mpjpe_mm": 9.0, "seconds": 1.0}]
     metadata = {"scheme": "pre_agg", "channels": 4, "params": 9, "training": {"history": history}}
     members = dict.fromkeys(("metadata.json", CONFIG, WEIGHTS), b"{}")
+    model = rezip({**members, METADATA: as_json(metadata)})
     metrics = b"split,by,group,value,mpjpe_mm\ntest,all,a,1.0,\ntest,action,Walking,,2.0\n"
     return [
         {
             "config.json": as_json(record),
-            "best.keras": rezip({**members, METADATA: as_json(metadata)}),
+            "best.keras": model,
+            "last.keras": model,
             "metrics.csv": metrics,
             "s.npz": case["s.npz"],
         }
@@ -170,13 +172,13 @@ def runs(folder: Path) -> list[Files]:
 
 
 def spoil_run(rng: random.Random, case: Files, other: Files) -> Files:
-    name = rng.choice(("config.json", "config.json", "best.keras", "metrics.csv"))
+    name = rng.choice(("config.json", "config.json", "best.keras", "last.keras", "metrics.csv"))
     content = case[name]
     if rng.random() < 0.2:
         return {**case, name: damage(rng, content, other[name])}
     if name == "config.json":
         return {**case, name: as_json(rewrite(rng, json.loads(content)))}
-    if name == "best.keras":
+    if name.endswith(".keras"):
         members = unzip(content)
         members[METADATA] = as_json(rewrite(rng, json.loads(members[METADATA])))
         return {**case, name: rezip(members)}

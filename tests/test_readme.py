@@ -4,7 +4,10 @@ import re
 from pathlib import Path
 
 import cli
+import pytest
 import update_readme
+
+from keras_wsgcn.studies import load_spec
 
 README = Path(__file__).parent.parent / "README.md"
 
@@ -18,6 +21,16 @@ def test_every_python_example_runs(tmp_path, monkeypatch):
         exec(compile(example, "README.md", "exec"), names)
     assert (tmp_path / "runs" / "readme" / "model.keras").exists()
     assert names["model"].input_shape == (None, 4, 2)
+
+
+@pytest.mark.plain
+def test_every_spec_is_one(tmp_path):
+    specs = re.findall(r"```toml\n(# (\S+)\n.*?)```", README.read_text(), flags=re.DOTALL)
+    for text, name in specs:
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    read = {name: load_spec(tmp_path / name) for _, name in specs}
+    assert read["mine.toml"].search.trials == 40
+    assert read["fair.toml"].tuned_by == read["tune.toml"]
 
 
 def test_tables_are_up_to_date():
