@@ -27,7 +27,7 @@ LAST = (
     "exporting.folding", "exporting.formats", "exporting.writers", "exporting.exports",
     "serving.config", "serving.client", "serving.stand_in",
     "studies.search", "studies.spec", "studies.liveness",
-    "studies.storage", "studies.planning", "studies.trials", "studies.workers",
+    "studies.storage", "studies.planning", "studies.trials", "studies.processes", "studies.workers",
     "studies.results", "studies.claims", "studies.figures", "studies.report",
 )  # fmt: skip
 BACKENDS = {"tensorflow", "jax", "torch"}

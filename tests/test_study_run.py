@@ -403,12 +403,3 @@ def test_a_worker_can_stop_after_its_share(tmp_path, stand_in):
     assert len(stand_in.trained) == 3
     assert workers.work(spec, slots, tmp_path, storage, verbose=False, most=3)
     assert len(stand_in.trained) == 4
-
-
-@pytest.mark.plain
-def test_a_worker_that_did_its_share_is_followed_by_another(tmp_path, monkeypatch):
-    marks = tmp_path / "marks"
-    code = f"import sys; marks = open({str(marks)!r}, 'a+'); marks.write('x'); marks.seek(0); "
-    monkeypatch.setattr(workers, "_WORKER", code + "sys.exit(75 * (len(marks.read()) < 3))")
-    workers._supervise(spec_of(FIXED), tmp_path, None, 1, 1, None, False)
-    assert marks.read_text() == "xxx"

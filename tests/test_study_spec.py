@@ -206,6 +206,10 @@ def test_tuning_must_be_a_search_of_the_same_schemes_with_one_objective(tmp_path
     assert load_spec(write(tmp_path, fits)).tuned_by.name == "tuning"
     for tuning, words in (
         (SEARCH, "`tuned_by` must be a search with one objective"),
+        (
+            one.replace("trials = 5", 'trials = 5\nobjectives = ["params"]'),
+            "one objective, 'val_mpjpe_mm'",
+        ),
         (sized, "`tuned_by` must be left to set 'channels' alone"),
         (
             one.replace("batch_size = {", "epochs = {"),
@@ -294,3 +298,12 @@ def test_the_trade_off_searches_what_the_card_promises():
         "learning_rate": (1e-4, 1e-2, True),
     }
     assert len(by_name("tradeoff").cells) == 8
+
+
+def test_no_clipping_reaches_a_worker():
+    settings = {"clip_norm": None}
+    for tables in ({"config": settings}, {"grid": ({**settings, "scheme": "pre_agg"},)}):
+        spec = StudySpec("a", {"source": "generated"}, **tables)
+        again = StudySpec.from_config(json.loads(json.dumps(spec.get_config())))
+        assert again.cells[0].config.clip_norm is None
+        assert again == spec

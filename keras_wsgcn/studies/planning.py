@@ -138,6 +138,17 @@ def _check_space(study: optuna.Study, space: Mapping[str, BaseDistribution]) -> 
                 ) from None
 
 
+def has_trained(spec: StudySpec, storage: RDBStorage) -> bool:
+    """Whether a trial of a study has begun to train: then its data could be loaded."""
+    known = set(optuna.get_all_study_names(storage))
+    return any(
+        "digest" in trial.user_attrs
+        for name in study_names(spec)
+        if name in known
+        for trial in optuna.load_study(study_name=name, storage=storage).get_trials(deepcopy=False)
+    )
+
+
 def check_archive(study: optuna.Study, digest: str) -> None:
     """Refuses an archive that is another than that of the study's earlier trials.
 

@@ -180,22 +180,22 @@ def _epoch_rows(trial: FrozenTrial) -> list[dict[str, Any]]:
 
 
 def _importance_rows(study: optuna.Study) -> list[dict[str, Any]]:
-    """How much each parameter mattered for the first objective, by PED-ANOVA."""
+    """How much each parameter mattered for the validation error, by PED-ANOVA."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # that low values are taken for good
             found = optuna.importance.get_param_importances(
                 study,
                 evaluator=optuna.importance.PedAnovaImportanceEvaluator(),
-                target=_first_value,
+                target=_validation_error,
             )
     except (ValueError, RuntimeError):  # fewer than two trials, or all of them equal
         return []
     return [{"parameter": name, "importance": value} for name, value in found.items()]
 
 
-def _first_value(trial: FrozenTrial) -> float:
-    return trial.values[0]
+def _validation_error(trial: FrozenTrial) -> float:
+    return trial.user_attrs["metrics"]["val_mpjpe_mm"]  # which need be no objective
 
 
 def _frame(name: str, rows: list[dict[str, Any]]) -> pd.DataFrame:

@@ -76,7 +76,7 @@ class Search:
         objectives: what to minimise: `"val_mpjpe_mm"`, `"params"`, `"forward_mflop"` or
             `"latency_ms"`. One of them, or several with a Pareto front.
         space: the range of each searched setting of `TrainConfig`.
-        prune: whether hopeless trials end early; only with one objective.
+        prune: whether hopeless trials end early; only where the validation error is the objective.
         seed: of the sampler.
 
     Raises:

@@ -163,9 +163,10 @@ class StudySpec:
                 solve(with_settings(cell.config, values))
 
     def _check_tuning(self, tuning: "StudySpec") -> None:
-        if not tuning.search or len(tuning.search.objectives) > 1:
+        if not tuning.search or tuning.search.objectives != Search.objectives:
             raise InputError(
-                f"`tuned_by` must be a search with one objective. Received: {tuning.name!r}"
+                f"`tuned_by` must be a search with one objective, {Search.objectives[0]!r}. "
+                f"Received: {tuning.name!r}"
             )
         schemes_of = [cell.config.scheme for cell in tuning.cells]
         if "scheme" in tuning.search.space or len(set(schemes_of)) < len(schemes_of):
@@ -222,8 +223,12 @@ class StudySpec:
         return cells
 
     def get_config(self) -> dict[str, Any]:
-        """The study as JSON and TOML can hold it; `from_config` reads it back."""
-        return _without_none(json.loads(json.dumps(asdict(self), default=plain)))
+        """The study as JSON can hold it; `from_config` reads it back."""
+        config = json.loads(json.dumps(asdict(self), default=plain))
+        if self.tuned_by:
+            config["tuned_by"] = self.tuned_by.get_config()
+        # Within the tables None is a value, such as that of no clipping.
+        return {name: value for name, value in config.items() if value is not None}
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "StudySpec":
@@ -244,7 +249,7 @@ class StudySpec:
         values["grid"] = tuple(values.get("grid") or [{}])
         if not all(isinstance(block, Mapping) for block in values["grid"]):
             raise InputError(f"`grid` must be a list of tables. Received: {shown(values['grid'])}")
-        if isinstance(seeds := values.get("seeds", [0]), list):
+        if isinstance(seeds := values.get("seeds", [0]), list | tuple):
             values["seeds"] = tuple(seeds)
         else:
             raise InputError(f"`seeds` must be a list of integers. Received: seeds={shown(seeds)}")
@@ -305,12 +310,6 @@ def _parsed(path: Path) -> dict[str, Any]:
             f"{path}: `spec` must be a TOML file that can be read ({error}). "
             f"Received: spec={str(path)!r}"
         ) from None
-
-
-def _without_none(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_none(item) for key, item in value.items() if item is not None}
-    return [_without_none(item) for item in value] if isinstance(value, list) else value
 
 
 def merge_settings(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

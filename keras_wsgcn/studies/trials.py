@@ -39,6 +39,25 @@ class OutOfMemoryError(RuntimeError):
     """A trial needed more memory than there is."""
 
 
+class Loader:
+    """Loads the data of trials, and keeps it for those that want the same."""
+
+    def __init__(self) -> None:
+        self._last: tuple[str, Splits] | None = None
+
+    def __call__(self, options: Mapping[str, Any], config: TrainConfig) -> Splits:
+        """The splits that `load_splits` makes of a study's `data`, for a configuration.
+
+        Raises:
+            InputError: if it cannot.
+        """
+        key = json.dumps([options, config.get_config()["skeleton"]], sort_keys=True)
+        if not self._last or self._last[0] != key:
+            rest = {name: value for name, value in options.items() if name != "source"}
+            self._last = key, load_splits(options["source"], skeleton=config.skeleton, **rest)
+        return self._last[1]
+
+
 class Objective:
     """What Optuna calls for each trial.
 
@@ -50,6 +69,7 @@ class Objective:
             all seeds; the others then find their run finished.
         on_start: called when a trial begins.
         on_epoch: called after each epoch; may raise.
+        load: loads the data of trials.
     """
 
     def __init__(
@@ -59,11 +79,12 @@ class Objective:
         together: Sequence[Sequence[int]] = (),
         on_start: Callable[[optuna.Trial], None] = lambda trial: None,
         on_epoch: Callable[[], None] = lambda: None,
+        load: "Loader | None" = None,
     ):
         self.search, self.folder = search, folder
         self.seeds = {seed: seeds for seeds in together for seed in seeds}
         self.on_start, self.on_epoch = on_start, on_epoch
-        self._loaded: tuple[str, Splits] | None = None
+        self._load = load or Loader()
 
     def __call__(self, trial: optuna.Trial) -> tuple[float, ...]:
         self.on_start(trial)
@@ -160,16 +181,9 @@ class Objective:
             for seed in seeds
         }
 
-    def _load(self, options: Mapping[str, Any], config: TrainConfig) -> Splits:
-        key = json.dumps([options, config.get_config()["skeleton"]], sort_keys=True)
-        if not self._loaded or self._loaded[0] != key:
-            rest = {name: value for name, value in options.items() if name != "source"}
-            self._loaded = (key, load_splits(options["source"], skeleton=config.skeleton, **rest))
-        return self._loaded[1]
-
     def _reporter(self, trial: optuna.Trial, folder: Path) -> keras.callbacks.Callback:
-        prunes = self.search is not None and self.search.prune
-        prunes = prunes and len(trial.study.directions) == 1
+        search = self.search
+        prunes = search and search.prune and search.objectives == Search.objectives
 
         def report(row: Mapping[str, Any], epoch: int) -> None:
             self.on_epoch()

@@ -10,7 +10,6 @@ import json
 import math
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -28,18 +27,24 @@ from keras_wsgcn.data.sources import archive_digest
 from keras_wsgcn.errors import InputError, check_integer
 from keras_wsgcn.recipes import TrainConfig
 from keras_wsgcn.studies import storage as storages
-from keras_wsgcn.studies.planning import check_archive, is_open, open_study, plan, storage_of
+from keras_wsgcn.studies.planning import (
+    check_archive,
+    has_trained,
+    is_open,
+    open_study,
+    plan,
+    storage_of,
+)
+from keras_wsgcn.studies.processes import RENEW, refused, supervise
 from keras_wsgcn.studies.spec import StudySpec
-from keras_wsgcn.studies.trials import Objective, OutOfMemoryError, latency_ms
+from keras_wsgcn.studies.trials import Loader, Objective, OutOfMemoryError, latency_ms
 from keras_wsgcn.training import check_together
 
 _POLL_SECONDS = 1
 # Under TensorFlow a process keeps the XLA program of every training until it ends, 40 MB and more:
 # after so many trials another one goes on.
 _MOST_TRIALS = {"tensorflow": 10}
-_RENEW = 75  # the status of a worker that another is to follow
 _stopping = threading.Event()
-_WORKER = f"import sys; from {__name__} import work_alone; sys.exit(work_alone())"
 
 
 def run(
@@ -90,18 +95,34 @@ def run(
         )
     if not spec.seeds:
         return True
+    folder = Path(folder)
+    location = storage_of(spec, folder, storage)
+    opened = storages.open_storage(location, heartbeat_seconds)
+    load = Loader()
+    with storages.writing(location):
+        if not has_trained(spec, opened):  # a trial in the queue would hold on to wrong data
+            _check_data(spec, load)
     if spec.tuned_by and not run(
         spec.tuned_by, folder, storage=storage, workers=workers,
         heartbeat_seconds=heartbeat_seconds, verbose=verbose,
     ):  # fmt: skip
         return False
-    folder = Path(folder)
-    location = storage_of(spec, folder, storage)
-    opened = storages.open_storage(location, heartbeat_seconds)
     with storages.writing(location):
         return _run_opened(
-            spec, folder, storage, opened, workers, together, heartbeat_seconds, verbose
+            spec, folder, storage, opened, workers, together, heartbeat_seconds, verbose, load
         )
+
+
+def _check_data(spec: StudySpec, load: Loader) -> None:
+    """Refuses data that cannot be loaded, or has too few poses for a step."""
+    poses = len(load(spec.data, spec.cells[0].config).train)
+    fixed = [] if spec.search or spec.tuned_by else spec.cells
+    for size in (cell.config.batch_size for cell in fixed):
+        if size > poses:
+            raise InputError(
+                f"`batch_size` must not exceed the {poses} training poses. "
+                f"Received: batch_size={size}"
+            )
 
 
 def _run_opened(
@@ -113,6 +134,7 @@ def _run_opened(
     together: int,
     heartbeat_seconds: int | None,
     verbose: bool,
+    load: Loader,
 ) -> bool:
     slots = plan(spec, folder, storage)
     studies = {name: open_study(opened, spec, name) for name in slots}
@@ -132,9 +154,17 @@ def _run_opened(
         if is_left():
             few = sum(map(len, slots.values())) <= _most_trials()
             if workers == 1 and few:
-                work(spec, slots, folder, opened, together=together, verbose=verbose)
+                work(spec, slots, folder, opened, together=together, verbose=verbose, load=load)
             else:
-                _supervise(spec, folder, storage, workers, together, heartbeat_seconds, verbose)
+                task = {
+                    "spec": spec.get_config(),
+                    "folder": str(folder),
+                    "storage": storage and str(storage),
+                    "together": together,
+                    "heartbeat_seconds": heartbeat_seconds,
+                    "verbose": verbose,
+                }
+                supervise(f"{__name__}:work_alone", task, workers)
         if is_left():
             return False
         if spec.search and "latency_ms" in spec.search.objectives:
@@ -153,6 +183,7 @@ def work(
     verbose: bool = True,
     is_orphan: Callable[[], bool] = lambda: False,
     most: float = math.inf,
+    load: Loader | None = None,
 ) -> bool:
     """Works trials off until every slot is settled.
 
@@ -165,6 +196,7 @@ def work(
         verbose: whether to print a line for each trial.
         is_orphan: says whether to stop, because whoever started this process is gone.
         most: after how many trials to stop.
+        load: loads the data of trials.
 
     Returns:
         Whether every slot is settled.
@@ -177,7 +209,7 @@ def work(
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # a trial's line is printed below
     seeds = list(dict.fromkeys(spec.seeds))
     groups = [seeds[start : start + together] for start in range(0, len(seeds), together)]
-    objective = Objective(spec.search, folder / "trials", groups, on_epoch=stop_if_asked)
+    objective = Objective(spec.search, folder / "trials", groups, on_epoch=stop_if_asked, load=load)
     studies = {name: open_study(storage, spec, name) for name in slots}
     done = 0
     while any(is_open(study, slots[name]) for name, study in studies.items()):
@@ -265,92 +297,6 @@ def remeasure_front(study: optuna.Study) -> None:
     study.set_user_attr("front_latency_ms", latency_ms(models))
 
 
-# --- processes ----------------------------------------------------------------------------------
-
-
-def _supervise(
-    spec: StudySpec,
-    folder: Path,
-    storage: str | os.PathLike | None,
-    workers: int,
-    together: int,
-    heartbeat_seconds: int | None,
-    verbose: bool,
-) -> None:
-    """Starts workers, each on its share of the cores, and waits for them."""
-    task = {
-        "spec": spec.get_config(),
-        "folder": str(folder),
-        "storage": storage and str(storage),
-        "together": together,
-        "heartbeat_seconds": heartbeat_seconds,
-        "verbose": verbose,
-        "parent": os.getpid(),
-    }
-    processes = [_start_worker(task, number, workers) for number in range(workers)]
-    try:
-        while {None, _RENEW} & set(statuses := [process.poll() for process in processes]):
-            for number, status in enumerate(statuses):
-                if status == _RENEW:
-                    processes[number] = _start_worker(task, number, workers)
-            time.sleep(_POLL_SECONDS / 10)
-    except KeyboardInterrupt:
-        for process in processes:
-            process.terminate()  # not SIGINT: what a shell starts in the background ignores it
-        for process in processes:
-            process.wait()
-        raise
-    for number, process in enumerate(processes, start=1):
-        if process.returncode < 0:
-            name = signal.Signals(-process.returncode).name
-            print(f"worker {number} was ended by {name}", file=sys.stderr)
-
-
-def _start_worker(task: dict[str, Any], number: int, workers: int) -> subprocess.Popen:
-    cores = _cores_of(number, workers)
-    environment = {
-        # Workers that share an accelerator take of its memory what they need, not all of it.
-        "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
-        "TF_FORCE_GPU_ALLOW_GROWTH": "true",
-        **os.environ,
-        "OMP_NUM_THREADS": str(len(cores)),
-    }
-    # All backends size their thread pools by the cores that they may use. Set here and inherited,
-    # it holds from the worker's first import on. Ctrl-C reaches workers through this process only.
-    with _on_cores(cores):
-        process = subprocess.Popen(
-            [sys.executable, "-c", _WORKER],
-            env=environment,
-            stdin=subprocess.PIPE,
-            start_new_session=True,
-            text=True,
-        )
-    assert process.stdin is not None
-    process.stdin.write(json.dumps(task))
-    process.stdin.close()
-    return process
-
-
-def _cores_of(number: int, workers: int) -> list[int]:
-    if not hasattr(os, "sched_getaffinity"):
-        return list(range(max(1, (os.cpu_count() or 1) // workers)))
-    cores = sorted(os.sched_getaffinity(0))
-    return cores[number::workers] or [cores[number % len(cores)]]
-
-
-@contextlib.contextmanager
-def _on_cores(cores: list[int]) -> Iterator[None]:
-    if not hasattr(os, "sched_setaffinity"):  # not on macOS and Windows
-        yield
-        return
-    before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, cores)
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, before)
-
-
 @contextlib.contextmanager
 def _terminable() -> Iterator[None]:
     """Ends on SIGTERM as on Ctrl-C, at the latest after the epoch.
@@ -398,9 +344,8 @@ def work_alone() -> int:
                     most=_most_trials(),
                 )
         except (InputError, OSError) as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 2
+            return refused(task, error)
         except KeyboardInterrupt:
             sys.stdout.flush()
             os._exit(130)  # a thread of Keras that was cut off while it started may never end
-    return 0 if is_done else _RENEW
+    return 0 if is_done else RENEW

@@ -1,0 +1,49 @@
+"""Workers as processes: here they only pretend to work."""
+
+import time
+
+import pytest
+
+from keras_wsgcn.errors import InputError
+from keras_wsgcn.studies.processes import supervise
+
+pytestmark = pytest.mark.plain
+
+WORKERS = """
+import json, sys, time
+from keras_wsgcn.studies.processes import refused
+
+def share():
+    with open(json.load(sys.stdin)["marks"], "a+") as marks:
+        marks.write("x")
+        marks.seek(0)
+        return 75 * (len(marks.read()) < 3)
+
+def meet_an_error():
+    task = json.load(sys.stdin)
+    try:
+        with open(task["marks"], "x"):
+            time.sleep(60)  # at work until it is told to stop
+    except FileExistsError:
+        return refused(task, {"disk": OSError, "data": ValueError}[task["what"]]("no place"))
+"""
+
+
+@pytest.fixture
+def marks(tmp_path, monkeypatch):
+    (tmp_path / "pretended.py").write_text(WORKERS)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=":")
+    return tmp_path / "marks"
+
+
+def test_a_worker_that_did_its_share_is_followed_by_another(marks):
+    supervise("pretended:share", {"marks": str(marks)}, 1)
+    assert marks.read_text() == "xxx"
+
+
+@pytest.mark.parametrize(("what", "error"), [("disk", OSError), ("data", InputError)])
+def test_what_a_worker_is_refused_ends_the_others_and_is_raised(what, error, marks):
+    began = time.monotonic()
+    with pytest.raises(error, match="no place"):
+        supervise("pretended:meet_an_error", {"marks": str(marks), "what": what}, 2)
+    assert time.monotonic() - began < 50
