@@ -92,6 +92,12 @@ def read_study(path: Path, options: argparse.Namespace) -> StudySpec:
             f"`{clash[0]}` must be left out: the study sets it for each of its trials. "
             f"Received: {clash[0]}={settings[clash[0]]}, for {str(path)!r}"
         )
+    if spec.tuned_by and (other := [name for name in data if name != "stride"]):
+        option = "data" if other[0] == "source" else other[0]
+        raise InputError(
+            f"`{option}` must be left out: {spec.tuned_by.name!r}, which tunes {str(path)!r}, has "
+            f"data of its own. Received: {option}={data[other[0]]!r}"
+        )
     if not data and not settings:
         return spec
     return dataclasses.replace(

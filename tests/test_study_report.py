@@ -98,6 +98,11 @@ def test_a_trial_is_repeated_exactly(studied, tmp_path, capsys):
         (run_study, ["{spec}", "--epochs", "3", "--folder", "{folder}"], "differs in"),
         (run_study, ["studies/table2.toml", "--budget", "1e5"], "`budget` must be left out"),
         (run_study, ["studies/tradeoff.toml", "--dropout", "0.4"], "`dropout` must be left out"),
+        (
+            run_study,
+            ["studies/cmu24_fair_comparison.toml", "--data", "generated"],
+            "`data` must be left out: 'cmu24_fair_tuning', which tunes",
+        ),
         (run_study, ["{spec}", "--workers", "0", "--folder", "{folder}"], "`workers` must be"),
         (run_study, ["{spec}", "--storage", "nonsense://x"], "`storage` must be"),
         (report_study, ["{spec}", "--name", "other", "--folder", "{folder}"], "run_study.py"),
