@@ -5,6 +5,7 @@ one page of HTML that holds all of it.
 """
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +24,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("specs", nargs="+", type=Path, metavar="SPEC", help="TOML files")
     add_study_options(parser)
+    _add_own_options(parser)
+    return parser.parse_args(argv)
+
+
+def _add_own_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--csv", type=Path, metavar="FOLDER", help="read the CSVs there, not a storage"
     )
@@ -30,7 +36,15 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--output", type=Path, help="folder to write to (default: FOLDER/NAME, beside the storage)"
     )
     parser.add_argument("--no-pictures", action="store_true", help="only tables")
-    return parser.parse_args(argv)
+
+
+def command_of(path: Path, options: argparse.Namespace, argv: Sequence[str] | None) -> str:
+    """What runs the study of a file: with the options that this report of it was given."""
+    own = argparse.ArgumentParser(add_help=False)
+    _add_own_options(own)
+    _, words = own.parse_known_args(argv)
+    words = [word for word in words if word not in map(str, options.specs)]
+    return shlex.join(["python", "scripts/run_study.py", str(path), *words])
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -44,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             results = read_results(options.csv, spec.name)
         else:
             results = read_storage(spec, storage_of(spec, options.folder, options.storage))
-        parts = sections(spec, results, f"python scripts/run_study.py {path}")
+        parts = sections(spec, results, command_of(path, options, argv))
         print(f"# {spec.title or spec.name}\n\n{spec.note.strip()}\n\n{as_markdown(parts)}\n")
         if spec.seeds and not options.csv:
             write_results(results, output, spec.name)

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 
 import cli
 import keras
@@ -64,9 +65,11 @@ def test_the_report_has_tables_pictures_and_a_page(studied, capsys):
 
 
 def test_the_report_comes_from_the_csvs_as_well(studied, tmp_path, capsys):
-    arguments = [str(studied / "small.toml"), "--no-pictures", "--output", str(tmp_path)]
-    assert cli.run(report_study.main, [*arguments, "--folder", str(studied)]) == 0
+    spec, folder = str(studied / "small.toml"), ["--folder", str(studied)]
+    arguments = [spec, *folder, "--no-pictures", "--output", str(tmp_path)]
+    assert cli.run(report_study.main, arguments) == 0
     first = capsys.readouterr().out
+    assert f"    {shlex.join(['python', 'scripts/run_study.py', spec, *folder])}\n" in first
     assert cli.run(report_study.main, [*arguments, "--csv", str(tmp_path)]) == 0
     assert capsys.readouterr().out == first
 
