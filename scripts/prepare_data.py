@@ -13,6 +13,7 @@ from cli import run
 
 from keras_wsgcn.data import human36m, mocap_folders
 from keras_wsgcn.data.archive import MotionArchive, save_archive
+from keras_wsgcn.data.mocap import CMU_METRES
 from keras_wsgcn.errors import InputError
 
 
@@ -53,6 +54,13 @@ def _add_mocap(commands: argparse._SubParsersAction) -> None:
         "--fps", type=float, default=30.0, help="frames per second to keep (default: %(default)g)"
     )
     command.add_argument(
+        "--metres-per-unit",
+        metavar="M",
+        type=float,
+        help="length of a unit of the BVH files, such as 0.01 for centimetres (default: that of "
+        f"cgspeed's conversions, {CMU_METRES:.4f})",
+    )
+    command.add_argument(
         "--max-speed",
         metavar="M/S",
         type=float,
@@ -74,6 +82,7 @@ def _run_mocap(args: argparse.Namespace) -> None:
         args.folder,
         labels=mocap_folders.read_labels(args.actions) if args.actions else None,
         fps=args.fps,
+        metres_per_unit=args.metres_per_unit,
         max_speed=args.max_speed,
         min_frames=args.min_frames,
         report=print,

@@ -102,7 +102,7 @@ JOINTS: Mapping[str, tuple[str, tuple[float, float, float]]] = {
     "RightHand": ("RightForeArm", (-4, 0, 0)),
 }
 PLAIN = BvhLayout(
-    joints={**CGSPEED.joints, "l_wrist": "LeftHand", "r_wrist": "RightHand"}, metres_per_unit=0.1
+    joints={**CGSPEED.joints, "l_wrist": "LeftHand", "r_wrist": "RightHand"}, metres_per_unit=0.05
 )
 
 

@@ -189,6 +189,17 @@ def test_command_writes_an_archive(command, folder, tmp_path, capsys):
     assert [len(m.positions) for m in load_archive(output).motions] == [80, 80, 62, 20, 80]
 
 
+def test_command_takes_the_unit_of_bvh_files(command, folder, tmp_path, capsys):
+    output = str(tmp_path / "out.npz")
+    arguments = ["mocap", str(folder / "more"), "--output", output]
+    assert command([*arguments, "--metres-per-unit", "1"]) == 2
+    assert "error: `metres_per_unit`, which is 1, must give people" in capsys.readouterr().err
+    assert command([*arguments, "--metres-per-unit", "0.04"]) == 0
+    half = load_archive(output).motions[0].positions
+    assert command([*arguments, "--metres-per-unit", "0.08"]) == 0
+    np.testing.assert_allclose(load_archive(output).motions[0].positions, 2 * half, rtol=1e-5)
+
+
 def test_command_says_what_is_wrong_in_one_line(command, folder, tmp_path, capsys):
     (folder / "07_02.amc").write_text(amc_text("root 1 2\n"))
     assert command(["mocap", str(folder), "--output", str(tmp_path / "out.npz")]) == 2

@@ -162,8 +162,10 @@ def test_subject_must_come_from_somewhere(tmp_path):
 
 
 def test_wrong_unit_names_the_file(tmp_path):
-    with pytest.raises(InputError, match=r"07_01\.amc: `positions` must be in metres"):
-        acclaim(tmp_path, REST, asf=asf_text(length=0.0000254))
+    for length in (0.000254, 0.00254, 0.254):  # a person of 170 m, 17 m and 17 cm
+        with pytest.raises(InputError, match=r"`length` of the units in 07\.asf must give.*07_01"):
+            acclaim(tmp_path, REST, asf=asf_text(length=length))
+    acclaim(tmp_path, REST, asf=asf_text(length=0.0508))  # a child
 
 
 def test_bones_are_a_table(tmp_path):

@@ -19,19 +19,19 @@ def test_bvh_rest_pose(tmp_path):
     assert (motion.key, motion.source, motion.source_kind) == (
         "S008/Unknown/08_01", "08_01.bvh", "bvh",
     )  # fmt: skip
-    pose = motion.positions[0] - np.array((0.1, -0.3, 0.2))
+    pose = motion.positions[0] - np.array((0.05, -0.15, 0.1))
     for joint, place in {
         "pelvis": (0, 0, -1), "l_hip": (1, 0, -1), "r_ankle": (-1, 0, -14), "spine": (0, 0, 2),
         "thorax": (0, -0.5, 4), "neck_nose": (0, -0.5, 7), "head": (0, -0.5, 8),
         "l_shoulder": (3, -0.5, 5), "r_wrist": (-12, -0.5, 5),
     }.items():  # fmt: skip
-        near(pose[J[joint]], np.array(place) / 10)
+        near(pose[J[joint]], np.array(place) / 20)
 
 
 def test_bvh_joint_turns_what_hangs_on_it_and_not_itself(tmp_path):
     rest, turned = bvh(tmp_path, {}, {"LeftForeArm": (90, 0, 0)}).positions
     near(turned[J["l_elbow"]], rest[J["l_elbow"]])
-    near(turned[J["l_wrist"]] - turned[J["l_elbow"]], (0, 0, 0.4))  # about z: left becomes up
+    near(turned[J["l_wrist"]] - turned[J["l_elbow"]], (0, 0, 0.2))  # about z: left becomes up
     moved = np.abs(turned - rest).max(axis=-1) > 1e-6
     assert moved.nonzero()[0].tolist() == [J["l_wrist"]]
 
@@ -39,14 +39,14 @@ def test_bvh_joint_turns_what_hangs_on_it_and_not_itself(tmp_path):
 def test_bvh_rotations_apply_in_the_order_of_the_channels(tmp_path):
     angles = {"LeftUpLeg": (90, 0, 90)}
     pose = bvh(tmp_path, angles).positions[0]
-    near(pose[J["l_knee"]] - pose[J["l_hip"]], (0, 0.7, 0))  # down, about x: back, about z: back
+    near(pose[J["l_knee"]] - pose[J["l_hip"]], (0, 0.35, 0))  # down, about x: back, about z: back
     pose = bvh(tmp_path, angles, order="Xrotation Yrotation Zrotation").positions[0]
-    near(pose[J["l_knee"]] - pose[J["l_hip"]], (0.7, 0, 0))  # down, about z: left, about x: left
+    near(pose[J["l_knee"]] - pose[J["l_hip"]], (0.35, 0, 0))  # down, about z: left, about x: left
 
 
 def test_bvh_with_z_up_stays_as_it_is(tmp_path):
     y_up = bvh(tmp_path, {"Spine": (30, 20, 10)}).positions
-    layout = BvhLayout(joints=PLAIN.joints, metres_per_unit=0.1, up="z")
+    layout = BvhLayout(joints=PLAIN.joints, metres_per_unit=0.05, up="z")
     z_up = bvh(tmp_path, {"Spine": (30, 20, 10)}, layout=layout).positions
     near(z_up, np.stack([y_up[..., 0], y_up[..., 2], -y_up[..., 1]], axis=-1))
 
@@ -82,6 +82,20 @@ def test_file_of_the_same_names_from_elsewhere_is_not_taken_for_a_conversion(tmp
         bvh(tmp_path, {}, {}, layout=None, joints=joints)
 
 
+@pytest.mark.parametrize(("scale", "unit"), [(0.05, 1.0), (5, 0.01), (50, 0.001)])
+def test_people_of_another_size_are_another_unit(tmp_path, scale, unit):
+    """The hand-made person is of CMU's unit as it is; here it is written in metres, cm and mm."""
+    joints = {name: (above, np.multiply(o, scale)) for name, (above, o) in JOINTS.items()}
+    message = r"`metres_per_unit`, which is 0\.05644, must give people.*Received: 08_01\.bvh with"
+    with pytest.raises(InputError, match=message):
+        bvh(tmp_path, {}, {}, layout=None, joints=joints)
+    given = bvh(tmp_path, {}, {}, layout=None, joints=joints, metres_per_unit=unit)
+    expected = bvh(tmp_path, {}, layout=PLAIN).positions  # whose unit is 0.05
+    near(given.positions[:, J["r_knee"]], expected[:, J["r_knee"]])
+    with pytest.raises(InputError, match=r"`metres_per_unit` must be a number above 0.*nan"):
+        bvh(tmp_path, {}, {}, layout=None, joints=joints, metres_per_unit=float("nan"))
+
+
 def test_missing_joint_lists_those_of_the_file(tmp_path):
     layout = BvhLayout(joints={**PLAIN.joints, "head": "Skull"}, metres_per_unit=0.1)
     with pytest.raises(InputError, match=r"lacks \['Skull'\]; it has \['Head', 'Head/end', 'Hips'"):
@@ -97,7 +111,8 @@ def test_missing_joint_lists_those_of_the_file(tmp_path):
             r"sum to 1. Received: joints\['head'\]",
         ),
         ({"up": "x"}, r"`up` must be one of \['y', 'z'\]. Received: up='x'"),
-        ({"metres_per_unit": 0}, "`metres_per_unit` must be above 0"),
+        ({"metres_per_unit": 0}, "`metres_per_unit` must be a number above 0"),
+        ({"metres_per_unit": np.nan}, "`metres_per_unit` must be a number above 0"),
     ],
 )
 def test_layout_is_checked(changes, words):

@@ -400,16 +400,19 @@ def _checked_positions(positions: np.ndarray) -> np.ndarray:
             "`positions` must be finite. Received: positions that are not, first in frame "
             f"{int(np.argmin(finite))}"
         )
-    # The median over the frames: one frame of lost tracking says nothing about the unit.
-    extent = np.ptp(array, axis=1).astype("float64")
-    span = float(np.median(np.linalg.norm(extent, axis=-1)))
-    if span > MAX_POSE_METRES:
+    if (span := median_span(array)) > MAX_POSE_METRES:
         raise InputError(
             "`positions` must be in metres: a pose may span "
             f"{MAX_POSE_METRES:.0f} m at most. Received: positions whose poses span {span:.0f}; "
             "divide by 1000 if they are in millimetres"
         )
     return array
+
+
+def median_span(positions: np.ndarray) -> float:
+    """Across a pose; the median, as one frame of lost tracking says nothing about the unit."""
+    extent = np.ptp(positions, axis=1).astype("float64")
+    return float(np.median(np.linalg.norm(extent, axis=-1)))
 
 
 def _trial(take: str) -> int:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from keras_wsgcn.data.archive import Motion
+from keras_wsgcn.data.archive import Motion, median_span
 from keras_wsgcn.data.mocap_formats import (
     BvhJoint,
     TextFile,
@@ -22,10 +22,11 @@ from keras_wsgcn.data.mocap_formats import (
     read_asf,
     read_bvh_file,
 )
-from keras_wsgcn.errors import InputError
+from keras_wsgcn.errors import InputError, check_number
 from keras_wsgcn.skeletons import h36m_17
 
 CMU_METRES = 0.0254 / 0.45  # the unit of CMU's files is an inch divided by 0.45
+PERSON_METRES = (0.4, 3.0)  # across a pose: a small child, crouching; a tall man, stretched out
 SPINE_BEND = 0.4  # see `_put_spine_back`
 
 _TO_Z_UP = {
@@ -82,11 +83,7 @@ class BvhLayout:
         _check_joints(self.joints, "joints")
         if self.up not in _TO_Z_UP:
             raise InputError(f"`up` must be one of {sorted(_TO_Z_UP)}. Received: up={self.up!r}")
-        if not self.metres_per_unit > 0:
-            raise InputError(
-                "`metres_per_unit` must be above 0. "
-                f"Received: metres_per_unit={self.metres_per_unit!r}"
-            )
+        check_number("metres_per_unit", self.metres_per_unit, above=0, below=math.inf)
 
 
 CMU_BONES: Mapping[str, Mixture] = {  # the bone that ends in the joint
@@ -162,7 +159,8 @@ def read_asf_amc(
         The take as `(frames, 17, 3)` metres, z up.
 
     Raises:
-        InputError: if a file is missing or malformed; the message names the line or the field.
+        InputError: if a file is missing or malformed; the message names the line or the field. Or
+            if the unit gives no poses of the size of a person.
     """
     _check_joints(bones, "bones")
     source = TextFile(asf, "asf")
@@ -173,7 +171,8 @@ def read_asf_amc(
     values = read_amc(TextFile(amc, "amc"), widths)
     ends = bone_ends(skeleton, {name: channels[::step] for name, channels in values.items()})
     positions = _mix(ends, list(skeleton), bones) @ _TO_Z_UP["y"].T * metres_per_unit
-    return _motion(Path(amc), positions, subject, action, take, fps, description, "asf/amc")
+    unit = f"`length` of the units in {source.path.name}"
+    return _motion(Path(amc), positions, subject, action, take, fps, description, "asf/amc", unit)
 
 
 def read_bvh(
@@ -185,6 +184,7 @@ def read_bvh(
     description: str = "",
     fps: float = 30.0,
     layout: BvhLayout | None = None,
+    metres_per_unit: float | None = None,
     asf: str | os.PathLike | None = None,
 ) -> Motion:
     """Reads a take from a BVH file.
@@ -198,6 +198,7 @@ def read_bvh(
         fps: frames per second to keep, of which those of the file are a multiple.
         layout: how the file is to be read. `None` takes the first of `BVH_LAYOUTS`, the
             conversions of CMU's files, whose joints the file has.
+        metres_per_unit: length of a unit of the file, in metres. `None` takes the layout's.
         asf: the person's own skeleton file, for the bone `thorax` where the layout lacks it.
             Without it the bone is predicted, about 2 mm off.
 
@@ -205,13 +206,16 @@ def read_bvh(
         The take as `(frames, 17, 3)` metres, z up.
 
     Raises:
-        InputError: if the file is missing or malformed, or lacks a joint of the layout.
+        InputError: if the file is missing or malformed, or lacks a joint of the layout; or if the
+            unit gives no poses of the size of a person.
     """
     file = TextFile(path, "path")
     joints, values, source_fps = read_bvh_file(file)
     if layout is None:
         named = (x for x in BVH_LAYOUTS if _wanted(x.joints) <= set(joints))
         layout = next(named, CGSPEED)
+    if metres_per_unit is not None:
+        layout = replace(layout, metres_per_unit=metres_per_unit)
     _check_present(file, _wanted(layout.joints) | set(layout.spine or ()), joints)
     if layout.spine:
         _put_spine_back(file, joints, layout.spine, layout.metres_per_unit, asf)
@@ -221,7 +225,8 @@ def read_bvh(
     positions = _mix(joint_positions(joints, values), list(joints), layout.joints)
     positions = positions @ _TO_Z_UP[layout.up].T * layout.metres_per_unit
     kind = "bvh+asf" if layout.spine and asf is not None else "bvh"
-    return _motion(Path(path), positions, subject, action, take, fps, description, kind)
+    unit = f"`metres_per_unit`, which is {layout.metres_per_unit:.4g},"
+    return _motion(Path(path), positions, subject, action, take, fps, description, kind, unit)
 
 
 def _put_spine_back(
@@ -283,8 +288,16 @@ def _motion(
     fps: float,
     description: str,
     kind: str,
+    unit: str,
 ) -> Motion:
     """The motion, with subject and take from the name of the file where they are not given."""
+    with np.errstate(over="ignore"):
+        span = median_span(positions)
+    if not PERSON_METRES[0] <= span <= PERSON_METRES[1]:
+        raise InputError(
+            f"{unit} must give people in metres, who span {PERSON_METRES[0]} to "
+            f"{PERSON_METRES[1]} m. Received: {path.name} with poses that span {span:.3g} m"
+        )
     if subject is None:
         match = re.match(r"(\d+)_", path.name)
         if not match:

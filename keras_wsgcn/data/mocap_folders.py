@@ -63,6 +63,7 @@ def read_folder(
     max_speed: float = MAX_SPEED,
     min_frames: int = MIN_FRAMES,
     layout: BvhLayout | None = None,
+    metres_per_unit: float | None = None,
     report: Callable[[str], None] = lambda line: None,
 ) -> MotionArchive:
     """Reads every take in a folder and the folders in it.
@@ -77,6 +78,8 @@ def read_folder(
         max_speed: speed of a joint, in metres per second, at which a take is cut.
         min_frames: pieces with fewer frames are dropped.
         layout: how the BVH files are to be read; see `read_bvh`.
+        metres_per_unit: length of a unit of the BVH files, in metres. `None` takes the layout's.
+            An ASF file says its own.
         report: is called with a line for each file, and for what is dropped.
 
     Raises:
@@ -89,7 +92,9 @@ def read_folder(
     for stem, path in paths.items():
         asf, label = _asf_beside(path), labels.get(stem, {})
         if path.suffix.lower() == ".bvh":
-            motion = read_bvh(path, **label, fps=fps, layout=layout, asf=asf)
+            motion = read_bvh(
+                path, **label, fps=fps, layout=layout, metres_per_unit=metres_per_unit, asf=asf
+            )
         elif asf:
             motion = read_asf_amc(asf, path, **label, fps=fps)
         else:
