@@ -16,7 +16,7 @@ from predict import find_model
 
 from keras_wsgcn.exporting import export
 from keras_wsgcn.serving import docker_command, served_models, write_config
-from keras_wsgcn.serving.config import GRPC_PORT, IMAGE, REST_PORT, check_name
+from keras_wsgcn.serving.config import GRPC_PORT, IMAGE, REST_PORT, check_name, check_ports
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -43,19 +43,23 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     options = parse(argv)
     ports = {"rest_port": options.rest_port, "grpc_port": options.grpc_port}
-    if not options.stand_in:
-        docker_command(options.folder, image=options.image, **ports)  # checked before the work
+    if options.stand_in:  # checked before the work
+        check_ports(0, **ports)
+    else:
+        docker_command(options.folder, image=options.image, **ports)
+    name = None
     if options.model:
         name = check_name(options.name or Path(options.model).stem)
         print(describe(export(find_model(options.model), options.folder / name)))
     config = write_config(options.folder)
     models = served_models(options.folder)
     print(f"{config}: {', '.join(f'{name} version {v[-1]}' for name, v in models.items())}")
+    name = name or next(iter(models))
     if options.stand_in:
-        return stand_in(options.folder, next(iter(models)), ports)
+        return stand_in(options.folder, name, ports)
     print("\nTensorFlow Serving:\n")
     print(f"  {docker_command(options.folder, image=options.image, **ports)}")
-    print_queries(next(iter(models)), **ports)
+    print_queries(name, **ports)
     return None
 
 

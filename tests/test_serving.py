@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import socket
 import urllib.error
 import urllib.request
 
@@ -206,6 +207,32 @@ def test_a_new_version_is_served_when_it_is_there(model, tmp_path, pixels):
         np.testing.assert_allclose(client.lift(pixels, SIZE), local(other, pixels), atol=1e-5)
 
 
+@pytest.mark.parametrize("protocol", ["rest", "grpc"])
+@pytest.mark.parametrize("holder", ["stand-in", "other"])
+def test_a_port_that_is_taken_is_an_oserror(protocol, holder, server, folder):
+    from keras_wsgcn.serving.stand_in import StandIn
+
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        stand_ins = getattr(server, f"{protocol}_port")
+        port = other.getsockname()[1] if holder == "other" else stand_ins
+        with pytest.raises(OSError, match=r"in use|Failed to bind"):
+            StandIn(folder, **{f"{protocol}_port": port})
+
+
+@pytest.mark.parametrize("port", [99999, -1, 1.5, "8500"])
+def test_what_is_no_port_is_refused_before_a_model_is_loaded(port, tmp_path, capsys):
+    from keras_wsgcn.serving.stand_in import StandIn
+
+    for name in ("rest_port", "grpc_port"):
+        with pytest.raises(InputError, match=rf"`{name}` must be .*Received: {name}={port!r}"):
+            StandIn(tmp_path / "none", **{name: port})
+    arguments = ["none.keras", "--folder", str(tmp_path), "--stand-in", "--grpc-port", "99999"]
+    assert cli.run(serve_command.main, arguments) == 2
+    assert "`grpc_port` must be at most 65535" in capsys.readouterr().err
+
+
 # --- configuration -------------------------------------------------------------------------------
 
 
@@ -247,6 +274,10 @@ def test_serve_exports_and_says_how_to_go_on(model, tmp_path, capsys):
     output = capsys.readouterr().out
     assert "docker run --rm -p 8501:8501" in output
     assert "--name mine" in output
+    assert cli.run(serve_command.main, [*arguments, "--name", "another"]) == 0  # before `mine`
+    save_model(model, tmp_path / "zoo.keras")
+    assert cli.run(serve_command.main, [str(tmp_path / "zoo.keras"), *arguments[1:]]) == 0
+    assert "--name zoo" in capsys.readouterr().out.rpartition("docker run")[2]
     assert (tmp_path / "served" / "mine" / "1" / "saved_model.pb").is_file()
 
 

@@ -79,6 +79,17 @@ def write_config(folder: str | os.PathLike) -> Path:
     return path
 
 
+def check_ports(least: int = 1, **ports: int) -> None:
+    """Refuses, by its name, what is no port.
+
+    Raises:
+        InputError: if one is not an integer from `least` to 65535.
+    """
+    for name, port in ports.items():
+        if check_integer(name, port, least=least) > 65535:
+            raise InputError(f"`{name}` must be at most 65535. Received: {name}={port}")
+
+
 def docker_command(
     folder: str | os.PathLike,
     *,
@@ -100,9 +111,7 @@ def docker_command(
     Raises:
         InputError: if a port is out of range, or docker could not mount the folder.
     """
-    for name, port in (("rest_port", rest_port), ("grpc_port", grpc_port)):
-        if check_integer(name, port, least=1) > 65535:
-            raise InputError(f"`{name}` must be at most 65535. Received: {name}={port}")
+    check_ports(rest_port=rest_port, grpc_port=grpc_port)
     source = str(Path(folder).resolve())
     if "," in source:
         raise InputError(f"`folder` must have no comma in its path. Received: folder={source!r}")

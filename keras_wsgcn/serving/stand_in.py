@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_wsgcn.serving.config import served_models, versions
+from keras_wsgcn.serving.config import check_ports, served_models, versions
 
 _MAX_BODY = 256 << 20
 _PATH = re.compile(
@@ -110,13 +110,14 @@ class StandIn:
         host: address to listen on.
 
     Raises:
-        InputError: if the folder holds no model.
+        InputError: if the folder holds no model, or a port is out of range.
         OSError: if a port is taken.
     """
 
     def __init__(
         self, folder: Path, *, rest_port: int = 0, grpc_port: int = 0, host: str = "127.0.0.1"
     ):
+        check_ports(0, rest_port=rest_port, grpc_port=grpc_port)
         self.folder = Path(folder)
         self._loaded: dict[str, _Servable] = {}
         self._lock = threading.Lock()
@@ -312,6 +313,11 @@ def _grpc_server(stand_in: StandIn, host: str, port: int) -> tuple[Any, int]:
 
     methods = {"Predict": refusing(predict), "GetModelMetadata": refusing(metadata)}
     service = type("Service", (prediction_service_pb2_grpc.PredictionServiceServicer,), methods)
-    server = grpc.server(futures.ThreadPoolExecutor(max_workers=4))
+    # Without the option two servers share a port in silence, and the requests for it.
+    options = [("grpc.so_reuseport", 0)]
+    server = grpc.server(futures.ThreadPoolExecutor(max_workers=4), options=options)
     prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(service(), server)
-    return server, server.add_insecure_port(f"{host}:{port}")
+    try:
+        return server, server.add_insecure_port(f"{host}:{port}")
+    except RuntimeError as error:
+        raise OSError(f"gRPC port {port}: {error}") from None
