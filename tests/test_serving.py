@@ -22,6 +22,7 @@ from keras_wsgcn.serving import (
     served_models,
     write_config,
 )
+from keras_wsgcn.serving.client import Client
 
 pytestmark = pytest.mark.skipif(
     keras.backend.backend() != "tensorflow",
@@ -126,10 +127,30 @@ def test_connect_refuses_before_it_asks(arguments, message):
         connect(server, name, **arguments)
 
 
-def test_a_client_refuses_other_joints(addresses):
-    client = connect(addresses["rest"], "lifter")
-    with pytest.raises(InputError, match=r"`pixels` must have the shape \(poses, 16, 2\)"):
-        client.lift(np.zeros((2, 17, 2)), SIZE)
+NOT_FINITE = np.zeros((2, 16, 2))
+NOT_FINITE[1, 3, 0] = np.nan
+
+
+@pytest.mark.parametrize(
+    ("pixels", "size", "message"),
+    [
+        (np.zeros((2, 17, 2)), SIZE, r"`pixels` must have the shape \(poses, 16, 2\)"),
+        ([[1], [1, 2]], SIZE, "`pixels` must hold numbers"),
+        (NOT_FINITE, SIZE, "`pixels` must be finite.*first in pose 1"),
+        (np.full((2, 16, 2), 1e39), SIZE, "`pixels` must be finite.*first in pose 0"),
+        (np.zeros((2, 16, 2)), (0, 1080), "`image_size` must be"),
+        (np.zeros((2, 16, 2)), (1920, np.nan), "`image_size` must be"),
+        (np.zeros((2, 16, 2)), 1920, "`image_size` must be"),
+        (np.zeros((2, 16, 2)), ((1920, 1080),) * 2, "`image_size` must be"),
+        (np.zeros((2, 16, 2)), ("w", "h"), "`image_size` must hold numbers"),
+    ],
+)
+def test_a_client_refuses_before_it_asks(pixels, size, message):
+    class Transport:
+        joints = staticmethod(lambda: 16)  # and no `predict`
+
+    with pytest.raises(InputError, match=message):
+        Client(Transport()).lift(pixels, size)
 
 
 # --- the server's side of REST -------------------------------------------------------------------

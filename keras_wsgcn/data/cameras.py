@@ -183,18 +183,23 @@ def normalize_screen(pixels: np.ndarray, image_size: tuple[float, float]) -> np.
     Returns:
         `(..., 2)`.
     """
-    width, height = _checked_size(image_size)
+    width, height = checked_size(image_size)
     return np.asarray(pixels) / width * 2 - np.array([1.0, height / width])
 
 
 def denormalize_screen(pose2d: np.ndarray, image_size: tuple[float, float]) -> np.ndarray:
     """The inverse of `normalize_screen`: `(..., 2)` screen coordinates to pixels."""
-    width, height = _checked_size(image_size)
+    width, height = checked_size(image_size)
     return (np.asarray(pose2d) + np.array([1.0, height / width])) * width / 2
 
 
-def _checked_size(image_size) -> tuple[float, float]:
-    size = np.asarray(image_size, dtype=np.float64)
+def checked_size(image_size) -> tuple[float, float]:
+    """(width, height) as two positive numbers.
+
+    Raises:
+        InputError: if they are not.
+    """
+    size = check_numbers("image_size", image_size)
     if size.shape != (2,) or not np.isfinite(size).all() or (size <= 0).any():
         raise InputError(
             f"`image_size` must be (width, height) in pixels. Received: image_size={image_size!r}"

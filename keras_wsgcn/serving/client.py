@@ -10,7 +10,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from keras_wsgcn.errors import Failure, InputError, check_integer, check_number
+from keras_wsgcn.data.cameras import checked_size
+from keras_wsgcn.errors import Failure, InputError, check_integer, check_number, check_numbers
 from keras_wsgcn.serving.config import GRPC_PORT, REST_PORT, check_name
 
 SIGNATURE = "serve_pixels"
@@ -44,16 +45,23 @@ class Client:
             `(poses, joints, 3)` float32, metres, camera frame.
 
         Raises:
-            InputError: if the shape is another.
+            InputError: if the shape is another, a pixel is not finite, or there is no such image.
             ServingError: if the server cannot be reached, or refuses.
         """
-        pixels = np.asarray(pixels, dtype=np.float32)
+        with np.errstate(over="ignore"):  # what float32 cannot hold is infinite, and refused below
+            pixels = check_numbers("pixels", pixels).astype(np.float32)
         if pixels.ndim != 3 or pixels.shape[1:] != (self.num_joints, 2):
             raise InputError(
                 f"`pixels` must have the shape (poses, {self.num_joints}, 2). "
                 f"Received: pixels.shape={pixels.shape}"
             )
-        size = np.asarray(image_size, dtype=np.float32)
+        finite = np.isfinite(pixels).all(axis=(1, 2))
+        if not finite.all():
+            raise InputError(
+                "`pixels` must be finite: leave poses out in which a joint is missing. "
+                f"Received: pixels that are not, first in pose {int(np.argmin(finite))}"
+            )
+        size = np.array(checked_size(image_size), dtype=np.float32)
         lifted = [np.empty((0, self.num_joints, 3), np.float32)]
         for start in range(0, len(pixels), POSES_A_REQUEST):
             part = pixels[start : start + POSES_A_REQUEST]
