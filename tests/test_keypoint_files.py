@@ -30,6 +30,8 @@ def entry(**changes):
         ("3", "a list of COCO results"),
         ("[]", "a list of COCO results"),
         ('{"annotations": []}', "a list of COCO results"),
+        ('{"annotations": [{"image_id": 1}]}', "none of its 1 annotations has `keypoints`"),
+        ('[{"image_id": 1}]', "`keypoints` of entry 0 must be a list"),
         ('{"people": 3}', "`people` must be a list"),
         ('{"people": [3]}', "`people[0]` must be an object"),
         ('{"people": [{}]}', "`people[0].pose_keypoints_2d` must be a list of 51 numbers"),

@@ -282,6 +282,35 @@ def test_track_ids_of_the_file_are_taken(walk, tmp_path):
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("track_ids", [(-1, -1), (None, None), (-1, 7), (7, None)])
+def test_track_ids_that_say_nothing_are_not_taken(track_ids, walk, tmp_path):
+    """Else two people would be one who leaps, or stand twice in a frame."""
+    one = seen(walk, "coco17")[:10]
+    entries = [
+        {"image_id": f, "keypoints": person[f].ravel().tolist(), "track_id": track_id}
+        for f in range(10)
+        for person, track_id in zip((one, one + (300, 0, 0)), track_ids, strict=True)
+    ]
+    path = tmp_path / "tracked.json"
+    path.write_text(json.dumps(entries))
+    tracks = read_keypoints(path, "coco17")
+    assert [(t.person, len(t.frames)) for t in tracks] == [(1, 10), (2, 10)]
+
+
+def test_annotations_of_other_things_than_people_are_left_out(walk, tmp_path):
+    one = seen(walk, "coco17")[:4]
+    people = [{"image_id": f, "keypoints": one[f].ravel().tolist()} for f in range(4)]
+    ball = {"image_id": "ball", "category_id": 37, "bbox": [1, 2, 3, 4], "track_id": 1}
+    path = tmp_path / "things.json"
+    path.write_text(json.dumps({"annotations": [ball, *people, ball]}))
+    (track,) = read_keypoints(path, "coco17")
+    np.testing.assert_allclose(track.keypoints, one[..., :2])
+    people[2]["keypoints"] = [1.0]
+    path.write_text(json.dumps({"annotations": [ball, *people]}))
+    with pytest.raises(InputError, match="`keypoints` of entry 3 must be a list of 51 numbers"):
+        read_keypoints(path, "coco17")
+
+
 def test_several_people_from_every_kind_of_file(walk, tmp_path):
     one = seen(walk, "coco17")[:20]
     people = [one, one + (300, 0, 0)]

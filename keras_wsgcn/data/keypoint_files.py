@@ -46,9 +46,9 @@ def read_keypoints(
     - A folder: OpenPose's, one `*.json` a frame, each with `people[].pose_keypoints_2d`.
       The frame is the last number in the file's name. One such file alone is one frame.
     - `.json`: COCO results, a list of `{"image_id", "keypoints": [x, y, score, ...]}`, several
-      for an image that shows several people; or COCO annotations, which hold such a list. The
-      frame is `image_id`, or the last number in it. With `track_id` in every entry that is who is
-      who.
+      for an image that shows several people; or COCO annotations, which hold such a list, and
+      things without keypoints, which are left out. The frame is `image_id`, or the last number in
+      it. With `track_id` in every entry that is who is who; null and negative numbers are none.
     - `.npy` or `.npz` (its array `keypoints`, or its only one): `(frames, joints, 2)`, or 3 with
       confidence, or `(people, frames, joints, 2 or 3)`. NaN, or (0, 0), is missing.
 
@@ -94,7 +94,8 @@ def read_keypoints(
 def _coco_tracks(
     path: Path, content: Any, row: KeypointFormat, least_confidence: float
 ) -> tuple[KeypointTrack, ...]:
-    if isinstance(content, Mapping) and "annotations" in content:
+    annotated = isinstance(content, Mapping) and "annotations" in content
+    if annotated:
         content = content["annotations"]
     if not isinstance(content, list) or not content:
         raise _refusal(path, "it must hold a list of COCO results, or `people` as from OpenPose")
@@ -103,17 +104,22 @@ def _coco_tracks(
     for number, entry in enumerate(content):
         if not isinstance(entry, Mapping):
             raise _refusal(path, f"entry {number} must be an object, not {_shown(entry)}")
+    entries = dict(enumerate(content))
+    if annotated:  # things of other categories than people
+        entries = {number: entry for number, entry in entries.items() if "keypoints" in entry}
+        if not entries:
+            raise _refusal(path, f"none of its {len(content)} annotations has `keypoints`")
     frames = [
         _frame_number(path, _stem(entry.get("image_id")), f"`image_id` of entry {number}")
-        for number, entry in enumerate(content)
+        for number, entry in entries.items()
     ]
-    _check_images(path, content, frames)
+    _check_images(path, entries.values(), frames)
     detections = [
         _triples(path, entry.get("keypoints"), row, f"`keypoints` of entry {number}")
-        for number, entry in enumerate(content)
+        for number, entry in entries.items()
     ]
-    if all("track_id" in entry for entry in content):
-        return _known_tracks(path, content, frames, detections, row)
+    if all(_is_tracked(entry.get("track_id")) for entry in entries.values()):
+        return _known_tracks(path, entries, frames, detections, row)
     grouped: dict[int, list[np.ndarray]] = {}
     for frame, detection in zip(frames, detections, strict=True):
         grouped.setdefault(frame, []).append(detection)
@@ -122,7 +128,7 @@ def _coco_tracks(
     return track_people(images, row, least_confidence=least_confidence)
 
 
-def _check_images(path: Path, content: list, frames: list[int]) -> None:
+def _check_images(path: Path, content: Iterable[Mapping], frames: list[int]) -> None:
     """Two images must not share a number: `front_1.jpg` and `side_1.jpg` are two videos."""
     names: dict[int, Any] = {}
     for entry, frame in zip(content, frames, strict=True):
@@ -136,12 +142,21 @@ def _check_images(path: Path, content: list, frames: list[int]) -> None:
         raise _refusal(path, f"`image_id` spans {span} frames, more than {MAX_FRAMES}")
 
 
+def _is_tracked(track_id: Any) -> bool:
+    """Trackers write -1, or null, for a person of whom they do not know who it is."""
+    return track_id is not None and not (isinstance(track_id, int) and track_id < 0)
+
+
 def _known_tracks(
-    path: Path, content: list, frames: list[int], detections: list, row: KeypointFormat
+    path: Path,
+    entries: Mapping[int, Mapping],
+    frames: list[int],
+    detections: list,
+    row: KeypointFormat,
 ) -> tuple[KeypointTrack, ...]:
     """Tracks by the `track_id` of every entry."""
     people: dict[int | str, dict[int, np.ndarray]] = {}
-    for number, (entry, frame) in enumerate(zip(content, frames, strict=True)):
+    for (number, entry), frame, found in zip(entries.items(), frames, detections, strict=True):
         name = entry["track_id"]
         if type(name) not in (int, str):
             raise _refusal(
@@ -150,12 +165,13 @@ def _known_tracks(
         rows = people.setdefault(name, {})
         if frame in rows:
             raise _refusal(path, f"`track_id` {name!r} stands twice in frame {frame}")
-        rows[frame] = detections[number]
+        rows[frame] = found
     tracks = []
     for name, rows in people.items():
         numbers = sorted(rows)
-        found = np.stack([rows[frame] for frame in numbers])
-        tracks.append(KeypointTrack(name, np.array(numbers), found[..., :2], found[..., 2], row))
+        stacked = np.stack([rows[frame] for frame in numbers])
+        keypoints, confidence = stacked[..., :2], stacked[..., 2]
+        tracks.append(KeypointTrack(name, np.array(numbers), keypoints, confidence, row))
     return tuple(tracks)
 
 
