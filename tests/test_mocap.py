@@ -124,6 +124,14 @@ def test_folder_takes_the_thorax_from_a_skeleton_beside_a_bvh_file(folder):
     assert archive.motions[-1].source_kind == "bvh+asf"
 
 
+def test_suffixes_in_capitals(folder):
+    for path in [*folder.rglob("*.asf"), *folder.rglob("*.amc"), *folder.rglob("*.bvh")]:
+        path.rename(path.with_suffix(path.suffix.upper()))
+    (folder / "more" / "08.ASF").write_text(asf_text())
+    kinds = [motion.source_kind for motion in read_folder(folder).motions]
+    assert kinds == ["asf/amc", "asf/amc", "asf/amc", "bvh+asf"]
+
+
 def test_folders_that_do_not_serve(folder, tmp_path):
     (folder / "07.asf").rename(folder / "17.asf")
     with pytest.raises(InputError, match=r"`folder` must hold the skeleton .*07_01\.amc"):
@@ -157,6 +165,14 @@ def test_malformed_labels(tmp_path, text, words):
     (tmp_path / "actions.csv").write_text(text)
     with pytest.raises(InputError, match=words):
         read_labels(tmp_path / "actions.csv")
+
+
+def test_labels_name_files_with_dots_in_their_names(folder, tmp_path):
+    (folder / "more" / "08_01.bvh").rename(folder / "more" / "09_walk.v2.bvh")
+    (tmp_path / "actions.csv").write_text("file,action\n09_walk.v2,Walking\n07_01.AMC,Standing\n")
+    motions = read_folder(folder, labels=read_labels(tmp_path / "actions.csv")).motions
+    assert motions[0].key == "S007/Standing/07_01"
+    assert motions[-1].key == "S009/Walking/09_walk.v2"
 
 
 def test_spaces_between_labels_say_nothing(tmp_path):

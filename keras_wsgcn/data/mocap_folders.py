@@ -18,6 +18,7 @@ from keras_wsgcn.skeletons import h36m_17
 
 MAX_SPEED = 15.0  # m/s; a joint that is faster was lost by the cameras
 MAX_LINE = 10_000  # characters of a line of labels
+MOTIONS = (".amc", ".bvh")  # of two files of one take the first is read
 MIN_FRAMES = 30  # of a piece that is worth keeping
 
 _LABELS = ("subject", "action", "description")  # what a CSV says of a file
@@ -69,7 +70,8 @@ def read_folder(
     """Reads every take in a folder and the folders in it.
 
     A motion `02_01.amc` needs its skeleton `02.asf` (or `02_01.asf`) beside it; a BVH file uses one
-    for the bone `thorax`. Of a take that is there as both, the AMC file is read.
+    for the bone `thorax`. Of a take that is there as both, the AMC file is read. Suffixes may be in
+    capitals.
 
     Args:
         folder: where the files are.
@@ -87,10 +89,13 @@ def read_folder(
     """
     labels, motions = labels or {}, []
     paths = _takes_in(Path(folder), report)
+    skeletons = {path.with_suffix(""): path for path in _files_in(Path(folder), ".asf")}
     for stem in sorted(set(labels) - set(paths)):
         report(f"{stem}: labelled, but there is no such file")
     for stem, path in paths.items():
-        asf, label = _asf_beside(path), labels.get(stem, {})
+        beside = (path.with_name(name) for name in (stem, stem.split("_")[0]))
+        asf = next((skeletons[name] for name in beside if name in skeletons), None)
+        label = labels.get(stem, {})
         if path.suffix.lower() == ".bvh":
             motion = read_bvh(
                 path, **label, fps=fps, layout=layout, metres_per_unit=metres_per_unit, asf=asf
@@ -152,7 +157,8 @@ def _labels_of(source: TextFile, reader: csv.DictReader) -> dict[str, dict[str, 
     for row in reader:
         if any(row.get(None) or ()):
             raise source.refusal("there are more cells than columns", reader.line_num)
-        stem = Path((row["file"] or "").strip()).stem
+        file = Path((row["file"] or "").strip())
+        stem = file.stem if file.suffix.lower() in MOTIONS else file.name
         if not stem or stem in labels:
             raise source.refusal("`file` must be there, and each once", reader.line_num)
         label: dict[str, Any] = {
@@ -168,8 +174,8 @@ def _labels_of(source: TextFile, reader: csv.DictReader) -> dict[str, dict[str, 
 
 def _takes_in(folder: Path, report: Callable[[str], None]) -> dict[str, Path]:
     takes: dict[str, Path] = {}
-    for suffix in (".amc", ".bvh"):
-        for path in sorted(p for p in folder.rglob("*") if p.suffix.lower() == suffix):
+    for suffix in MOTIONS:
+        for path in _files_in(folder, suffix):
             first = takes.setdefault(path.stem, path)
             if first != path and first.suffix.lower() == suffix:
                 raise InputError(
@@ -180,9 +186,8 @@ def _takes_in(folder: Path, report: Callable[[str], None]) -> dict[str, Path]:
     return dict(sorted(takes.items()))
 
 
-def _asf_beside(path: Path) -> Path | None:
-    names = (f"{path.stem}.asf", f"{path.stem.split('_')[0]}.asf")
-    return next((path.with_name(n) for n in names if path.with_name(n).is_file()), None)
+def _files_in(folder: Path, suffix: str) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.suffix.lower() == suffix)
 
 
 def _letters(number: int) -> str:
