@@ -212,6 +212,14 @@ def test_detector_noise_and_other_subjects(gt):
         human36m.split(gt, validation=[2])
 
 
+@pytest.mark.parametrize("none", [{"validation": []}, {"test": ()}])
+def test_no_subjects_are_not_the_usual_ones(none, gt, tmp_path):
+    save_archive(tmp_path / "h36m.npz", gt)
+    for split, data in ((human36m.split, gt), (load_splits, tmp_path / "h36m.npz")):
+        with pytest.raises(InputError, match="`validation` and `test` must name subjects"):
+            split(data, **none)
+
+
 # --- what does not fit --------------------------------------------------------------------------
 
 

@@ -306,9 +306,15 @@ def observe_splits(
         The splits.
 
     Raises:
-        InputError: if the archive lacks a subject, or has no other to train on, or as `observe`.
+        InputError: if no subject is named, the archive lacks one or has no other to train on, or as
+            `observe`.
     """
     parts = {"validation": tuple(validation), "test": tuple(test)}
+    if not all(parts.values()):
+        raise InputError(
+            "`validation` and `test` must name subjects of the archive. "
+            f"Received: {', '.join(f'{k}={v}' for k, v in parts.items())}"
+        )
     people = {motion.subject for motion in archive.motions}
     if missing := sorted(set().union(*parts.values()) - people):
         raise InputError(

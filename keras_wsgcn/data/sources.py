@@ -98,14 +98,14 @@ def load_splits(
     if human36m.is_human36m(archive):
         splits = human36m.split(archive, validation=validation, test=test, **options)
         return splits.loaded(origin, digest_of(data))
-    if not validation or not test:
-        raise InputError(
-            "`validation` and `test` must name subjects of the archive. "
-            f"Received: validation={shown(validation)}, test={shown(test)}"
-        )
     cameras = None if archive.views else four_cameras
     splits = observe_splits(
-        archive, cameras, name=Path(data).stem, validation=validation, test=test, **options
+        archive,
+        cameras,
+        name=Path(data).stem,
+        validation=validation or (),
+        test=test or (),
+        **options,
     )
     return splits.loaded(origin, digest_of(data))
 
