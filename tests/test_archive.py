@@ -235,6 +235,18 @@ def test_what_could_not_be_loaded_is_not_saved(tmp_path, monkeypatch):
         View(camera, np.zeros((5, 17, 2)))
 
 
+def test_a_camera_of_ones_own_is_not_saved_as_another(tmp_path):
+    class FishEye(Camera):
+        pass
+
+    camera = FishEye(np.eye(3), (0, 0, 0), (1000, 1000), (500, 500), (1000, 1000), name="left")
+    views = {"S131/Jumping/131_03b": (View(camera, np.zeros((3, 17, 2))),)}
+    archive = MotionArchive(h36m_17, example().motions, views)
+    with pytest.raises(InputError, match=r"`views` must be of cameras.*Received: \['FishEye'\]"):
+        save_archive(tmp_path / "a.npz", archive)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("name", [*archives._META, *archives._HEADER, "S002/Walking/02_01"])
 def test_missing_array(tmp_path, arrays, name):
     del arrays[name]

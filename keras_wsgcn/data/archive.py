@@ -174,7 +174,7 @@ def save_archive(path: str | os.PathLike, archive: MotionArchive) -> None:
             Of the skeleton the file holds names and parents.
 
     Raises:
-        InputError: if the arrays are more than `load_archive` takes.
+        InputError: if the arrays are not what `load_archive` takes.
     """
     motions = archive.motions
     arrays: dict[str, Any] = {motion.key: motion.positions for motion in motions}

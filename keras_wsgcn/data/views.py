@@ -71,11 +71,19 @@ def arrays_of(views: Mapping[str, Iterable[View]], source: str) -> dict[str, np.
     Args:
         views: the views of each sequence, by its key.
         source: where the 2D poses come from, such as `cpn`.
+
+    Raises:
+        InputError: if a camera's lens is none of those that a file can hold.
     """
     rows = [(f"{key}/{view.camera.name}", view) for key, some in views.items() for view in some]
     if not rows:
         return {}
     lenses = {kind: name for name, kind in LENSES.items()}
+    if others := {type(view.camera) for _, view in rows} - set(lenses):
+        raise InputError(
+            f"`views` must be of cameras of the types {[kind.__name__ for kind in lenses]}, to be "
+            f"saved. Received: {sorted(kind.__name__ for kind in others)}"
+        )
     arrays = {f"pose2d/{name}": view.pose2d for name, view in rows}
     arrays[LIST_NAME] = np.array([name for name, _ in rows])
     arrays["camera_lens"] = np.array([lenses[type(view.camera)] for _, view in rows])
