@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from keras_wsgcn import skeletons
-from keras_wsgcn.data.cameras import normalize_screen
+from keras_wsgcn.data.cameras import checked_size, normalize_screen
 from keras_wsgcn.data.keypoints import DETECTED, MISSING, ORIGINS, KeypointTrack, convert_track
 from keras_wsgcn.errors import InputError, check_choice, check_integer, check_number
 from keras_wsgcn.files import atomic_path
@@ -80,7 +80,7 @@ class PoseSequence:
             raise InputError(
                 f"`people` must hold {shape[0]} different names. Received: people={self.people}"
             )
-        normalize_screen(np.zeros(2), self.image_size)  # which checks it
+        checked_size(self.image_size)
         store(self, "image_size", tuple(np.asarray(self.image_size).tolist()))
         store(self, "fps", check_number("fps", self.fps, above=0.0, below=float("inf")))
         store(self, "first_frame", check_integer("first_frame", self.first_frame, least=0))

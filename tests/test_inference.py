@@ -59,6 +59,7 @@ def test_numbers_of_numpys_are_written(tmp_path):
     written = json.loads((tmp_path / "poses.json").read_text(encoding="utf-8"))
     assert (written["image_size"], written["fps"]) == ([10, 20], 25.0)
     assert [person["person"] for person in written["people"]] == [0, 1]
+    assert type(track_of(np.ones((3, 17, 3)), person=np.int64(2)).person) is int
 
 
 @pytest.mark.parametrize(

@@ -241,6 +241,8 @@ class KeypointTrack:
     def __post_init__(self):
         joints = get_format(self.format).num_joints
         store = object.__setattr__  # the record is frozen for everyone else
+        if isinstance(self.person, np.generic):
+            store(self, "person", self.person.item())
         if type(self.person) not in (int, str):
             raise InputError(
                 f"`person` must be an integer or a string. Received: person={shown(self.person)}"
