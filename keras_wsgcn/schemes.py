@@ -129,16 +129,19 @@ class Contraction:
     transform_first: bool
 
     @cached_property
-    def _edge_parts(self) -> np.ndarray:
+    def parts(self) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """For each part its edges, its products (kernel, joint), and the product of each edge."""
         target, source = self.skeleton.edges.T
-        return SPLITS[self.scheme.split][1](self.skeleton, target, source)
-
-    @cached_property
-    def _edge_rows(self) -> tuple[np.ndarray, np.ndarray]:
-        """For each edge its joint on the kernel's side, and its kernel within the part."""
-        target, source = self.skeleton.edges.T
+        part_of = SPLITS[self.scheme.split][1](self.skeleton, target, source)
         kernel = PER[self.scheme.per][1](target, source)
-        return (source if self.transform_first else target), kernel
+        rows = np.stack((kernel, source if self.transform_first else target), axis=1)
+        found = []
+        for part in range(len(self.scheme.parts)):
+            edges = np.flatnonzero(part_of == part)
+            # Ordered by kernel, then joint, so that the products of one kernel stand together.
+            products, product = np.unique(rows[edges], axis=0, return_inverse=True)
+            found.append((edges, products, product.ravel()))
+        return found
 
     @cached_property
     def products(self) -> tuple[np.ndarray, ...]:
@@ -146,12 +149,7 @@ class Contraction:
 
         The joint is the source where the transform comes first, else the target.
         """
-        rows = np.stack(self._edge_rows, axis=1)
-        # Ordered by kernel, then joint, so that the products of one kernel stand together.
-        return tuple(
-            np.unique(rows[self._edge_parts == part][:, ::-1], axis=0)[:, ::-1]
-            for part in range(len(self.scheme.parts))
-        )
+        return tuple(rows[:, ::-1] for _, rows, _ in self.parts)
 
     @cached_property
     def gathers(self) -> tuple[tuple[np.ndarray | None, np.ndarray | None], ...]:
@@ -179,20 +177,6 @@ class Contraction:
         return sum(len(rows) for rows in self.products)
 
     @cached_property
-    def edge_products(self) -> np.ndarray:
-        """For each edge of the skeleton the product it takes part in, `(edges,)`."""
-        position = {
-            (part, *row): number
-            for number, (part, row) in enumerate(
-                (part, tuple(row))
-                for part, rows in enumerate(self.products)
-                for row in rows.tolist()
-            )
-        }
-        rows = np.stack((self._edge_parts, *self._edge_rows), axis=1)
-        return np.array([position[tuple(row)] for row in rows.tolist()])
-
-    @cached_property
     def mixing_edges(self) -> tuple[np.ndarray, ...]:
         """For each part, which edge stands where in its mixing matrix, -1 where none does.
 
@@ -200,11 +184,9 @@ class Contraction:
         `(joints,)`, the diagonal, where each joint takes part in nothing but its own product.
         """
         ends = self.skeleton.edges.T
-        start, matrices = 0, []
-        for part, rows in enumerate(self.products):
-            edge = np.flatnonzero(self._edge_parts == part)
-            target, source, product = *ends[:, edge], self.edge_products[edge] - start
-            start += len(rows)
+        matrices = []
+        for edge, rows, product in self.parts:
+            target, source = ends[:, edge]
             if self.transform_first:
                 where, shape = (target, product), (self.skeleton.num_joints, len(rows))
             else:

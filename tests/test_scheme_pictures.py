@@ -7,7 +7,7 @@ pytest.importorskip("matplotlib", reason="the extra `plots` is not installed")
 
 from matplotlib import colors
 from matplotlib.patches import FancyArrowPatch
-from testing import read_picture
+from testing import edge_products, read_picture
 
 from keras_wsgcn import SCHEMES, Scheme, Skeleton, skeletons
 from keras_wsgcn.studies.figures import draw_schemes, edge_colours, edge_kernels, joint_positions
@@ -34,7 +34,7 @@ def test_kernels_of_edges_are_those_that_the_layer_uses(scheme, skeleton, transf
     kernel_of_product = np.concatenate(
         [part * per_part + rows[:, 1] for part, rows in enumerate(contraction.products)]
     )
-    expected = kernel_of_product[contraction.edge_products]
+    expected = kernel_of_product[edge_products(contraction)]
     np.testing.assert_array_equal(edge_kernels(scheme, skeleton), expected)
     assert expected.max() < scheme.num_kernels(skeleton)
 

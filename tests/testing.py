@@ -88,3 +88,12 @@ def read_picture(path):
     margins = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
     assert (margins == 1).all(), "something is cut off at the edge"
     return pixels
+
+
+def edge_products(contraction):
+    """For each edge of a contraction the number of its product, counted over all parts."""
+    found, start = np.full(len(contraction.skeleton.edges), -1), 0
+    for edges, products, product in contraction.parts:
+        found[edges] = start + product
+        start += len(products)
+    return found
