@@ -132,6 +132,22 @@ def test_suffixes_in_capitals(folder):
     assert kinds == ["asf/amc", "asf/amc", "asf/amc", "bvh+asf"]
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("max_speed", value) for value in (0, -1, np.nan, np.inf, "fast")),
+        *(("min_frames", value) for value in (0, -5, 1.5)),
+        *(("metres_per_unit", value) for value in (0, -1, np.nan)),
+    ],
+)
+def test_settings_out_of_range_are_refused_before_a_file_is_read(name, value, tmp_path):
+    with pytest.raises(InputError, match=rf"`{name}` must be .*Received: {name}="):
+        read_folder(tmp_path / "none", **{name: value})
+    if name != "metres_per_unit":
+        with pytest.raises(InputError, match=rf"`{name}` must be .*Received: {name}="):
+            cut(walk(100), **{name: value})
+
+
 def test_folders_that_do_not_serve(folder, tmp_path):
     (folder / "07.asf").rename(folder / "17.asf")
     with pytest.raises(InputError, match=r"`folder` must hold the skeleton .*07_01\.amc"):

@@ -1,6 +1,7 @@
 """Folders of motion capture files, cut where tracking was lost, as one motion archive."""
 
 import csv
+import math
 import os
 import string
 from collections.abc import Callable, Mapping
@@ -13,7 +14,7 @@ import numpy as np
 from keras_wsgcn.data.archive import Motion, MotionArchive
 from keras_wsgcn.data.mocap import BvhLayout, read_asf_amc, read_bvh
 from keras_wsgcn.data.mocap_formats import TextFile
-from keras_wsgcn.errors import InputError, shown
+from keras_wsgcn.errors import InputError, check_integer, check_number, shown
 from keras_wsgcn.skeletons import h36m_17
 
 MAX_SPEED = 15.0  # m/s; a joint that is faster was lost by the cameras
@@ -46,7 +47,11 @@ def cut(
     """The pieces of a take between its jumps, without those of fewer than `min_frames` frames.
 
     Where there are several, letters are added to the take: `01_06a`, `01_06b`.
+
+    Raises:
+        InputError: if `max_speed` or `min_frames` is out of range.
     """
+    _check_cuts(max_speed, min_frames)
     pieces = split_at_jumps(motion.positions, motion.fps, max_speed)
     kept = [motion.positions[p] for p in pieces if p.stop - p.start >= min_frames]
     letters = [""] if len(kept) == 1 else [_letters(i) for i in range(len(kept))]
@@ -85,8 +90,11 @@ def read_folder(
         report: is called with a line for each file, and for what is dropped.
 
     Raises:
-        InputError: if a file is malformed, or no take is left.
+        InputError: if an argument is out of range, a file is malformed, or no take is left.
     """
+    _check_cuts(max_speed, min_frames)
+    if metres_per_unit is not None:
+        check_number("metres_per_unit", metres_per_unit, above=0, below=math.inf)
     labels, motions = labels or {}, []
     paths = _takes_in(Path(folder), report)
     skeletons = {path.with_suffix(""): path for path in _files_in(Path(folder), ".asf")}
@@ -184,6 +192,11 @@ def _takes_in(folder: Path, report: Callable[[str], None]) -> dict[str, Path]:
             if first != path:
                 report(f"{path.relative_to(folder)}: dropped, {first.relative_to(folder)} is read")
     return dict(sorted(takes.items()))
+
+
+def _check_cuts(max_speed: float, min_frames: int) -> None:
+    check_number("max_speed", max_speed, above=0, below=math.inf)
+    check_integer("min_frames", min_frames, least=1)
 
 
 def _files_in(folder: Path, suffix: str) -> list[Path]:
