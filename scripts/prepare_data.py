@@ -8,6 +8,7 @@ Examples:
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from cli import run
 
@@ -19,6 +20,8 @@ from keras_wsgcn.errors import InputError
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = _parser().parse_args(argv)
+    if Path(args.output).suffix != ".npz":  # by which the other commands know an archive
+        raise InputError(f"`--output` must end in .npz. Received: --output {args.output}")
     args.run(args)
 
 

@@ -221,6 +221,15 @@ def test_command_writes_an_archive(command, folder, tmp_path, capsys):
     assert [len(m.positions) for m in load_archive(output).motions] == [80, 80, 62, 20, 80]
 
 
+@pytest.mark.parametrize("name", ["out", "out.NPZ", "out.csv", ".npz"])
+@pytest.mark.parametrize("source", [["mocap"], ["human36m", "--archives"]])
+def test_command_refuses_names_that_other_commands_would(command, name, source, tmp_path, capsys):
+    assert command([*source, str(tmp_path / "none"), "-o", name]) == 2
+    assert capsys.readouterr().err == (
+        f"error: `--output` must end in .npz. Received: --output {name}\n"
+    )
+
+
 def test_command_takes_the_unit_of_bvh_files(command, folder, tmp_path, capsys):
     output = str(tmp_path / "out.npz")
     arguments = ["mocap", str(folder / "more"), "--output", output]
