@@ -26,7 +26,7 @@ LAST = (
     "evaluation", "plots", "inference", "animation",
     "exporting.folding", "exporting.formats", "exporting.writers", "exporting.exports",
     "serving.config", "serving.client", "serving.stand_in",
-    "studies.search", "studies.spec", "studies.liveness",
+    "studies.search", "studies.spec", "studies.liveness", "studies.outages",
     "studies.storage", "studies.planning", "studies.trials", "studies.processes", "studies.workers",
     "studies.results", "studies.claims", "studies.figures", "studies.report",
 )  # fmt: skip

@@ -9,7 +9,7 @@ import pytest
 import sqlalchemy
 from testing import ROOT
 
-from keras_wsgcn.studies.storage import writing
+from keras_wsgcn.studies.outages import writing
 
 pytestmark = pytest.mark.plain
 

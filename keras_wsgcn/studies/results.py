@@ -19,6 +19,7 @@ from keras_wsgcn.errors import InputError
 from keras_wsgcn.files import write_text
 from keras_wsgcn.recipes import TrainConfig
 from keras_wsgcn.studies import storage as storages
+from keras_wsgcn.studies.outages import reading
 from keras_wsgcn.studies.planning import objectives_of, slots_of
 from keras_wsgcn.studies.spec import Cell, StudySpec, solve
 
@@ -88,7 +89,7 @@ def read_storage(spec: StudySpec, location: str | os.PathLike) -> StudyResults:
         raise InputError(
             f"`storage` must be what run_study.py has written. Received: storage={str(location)!r}"
         )
-    with storages.reading(location):
+    with reading(location):
         return _tables(spec, storages.open_storage(location))
 
 

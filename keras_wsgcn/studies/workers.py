@@ -27,6 +27,7 @@ from keras_wsgcn.data.sources import archive_digest
 from keras_wsgcn.errors import InputError, check_integer
 from keras_wsgcn.recipes import TrainConfig
 from keras_wsgcn.studies import storage as storages
+from keras_wsgcn.studies.outages import writing
 from keras_wsgcn.studies.planning import (
     check_archive,
     has_trained,
@@ -99,7 +100,7 @@ def run(
     location = storage_of(spec, folder, storage)
     opened = storages.open_storage(location, heartbeat_seconds)
     load = Loader()
-    with storages.writing(location):
+    with writing(location):
         if not has_trained(spec, opened):  # a trial in the queue would hold on to wrong data
             _check_data(spec, load)
     if spec.tuned_by and not run(
@@ -107,7 +108,7 @@ def run(
         heartbeat_seconds=heartbeat_seconds, verbose=verbose,
     ):  # fmt: skip
         return False
-    with storages.writing(location):
+    with writing(location):
         return _run_opened(
             spec, folder, storage, opened, workers, together, heartbeat_seconds, verbose, load
         )
@@ -332,7 +333,7 @@ def work_alone() -> int:
         try:
             spec, folder = StudySpec.from_config(task["spec"]), Path(task["folder"])
             location = storage_of(spec, folder, task["storage"])
-            with storages.writing(location):
+            with writing(location):
                 is_done = work(
                     spec,
                     plan(spec, folder, task["storage"]),
