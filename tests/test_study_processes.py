@@ -10,7 +10,7 @@ from keras_wsgcn.studies.processes import supervise
 pytestmark = pytest.mark.plain
 
 WORKERS = """
-import json, sys, time
+import json, os, signal, sys, time
 from keras_wsgcn.studies.processes import refused
 
 def share():
@@ -18,6 +18,11 @@ def share():
         marks.write("x")
         marks.seek(0)
         return 75 * (len(marks.read()) < 3)
+
+def be_killed():
+    with open(json.load(sys.stdin)["marks"], "a") as marks:
+        marks.write("x")
+    os.kill(os.getpid(), signal.SIGKILL)
 
 def meet_an_error():
     task = json.load(sys.stdin)
@@ -47,3 +52,18 @@ def test_what_a_worker_is_refused_ends_the_others_and_is_raised(what, error, mar
     with pytest.raises(error, match="no place"):
         supervise("pretended:meet_an_error", {"marks": str(marks), "what": what}, 2)
     assert time.monotonic() - began < 50
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_last_worker_that_a_trial_kills_is_followed_by_another(workers, marks, capsys):
+    cut_off = iter([True, True, False])
+    deaths = []
+    supervise(
+        "pretended:be_killed",
+        {"marks": str(marks)},
+        workers,
+        lambda name: deaths.append(name) or next(cut_off),
+    )
+    assert deaths == ["SIGKILL"] * 3
+    assert len(marks.read_text()) == 3
+    assert capsys.readouterr().err.count("was ended by SIGKILL") == 3

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,12 @@ RENEW = 75  # the status of a worker that another is to follow
 _REFUSED = 2  # that of one which met what every other would meet as well
 
 
-def supervise(function: str, task: Mapping[str, Any], workers: int) -> None:
+def supervise(
+    function: str,
+    task: Mapping[str, Any],
+    workers: int,
+    on_death: Callable[[str], bool] = lambda name: False,
+) -> None:
     """Starts workers and waits for them. Ctrl-C reaches them through this process only.
 
     Args:
@@ -27,6 +32,9 @@ def supervise(function: str, task: Mapping[str, Any], workers: int) -> None:
             the status of its process.
         task: what JSON can hold. To it are added `parent`, this process, and the file of `refused`.
         workers: how many.
+        on_death: called with the name of the signal that ended a worker; says whether a trial was
+            cut off. Then another worker follows the last one. Where some are left they may need
+            the memory.
 
     Raises:
         InputError, OSError: what a worker was refused; the others have ended then.
@@ -34,26 +42,30 @@ def supervise(function: str, task: Mapping[str, Any], workers: int) -> None:
     with tempfile.TemporaryDirectory() as notes:
         note = Path(notes) / "refused.json"
         task = {**task, "parent": os.getpid(), "note": str(note)}
-        processes = [_start(function, task, number, workers) for number in range(workers)]
+        processes = dict(enumerate(_start(function, task, n, workers) for n in range(workers)))
         try:
-            while {None, RENEW} & set(statuses := [process.poll() for process in processes]):
-                if _REFUSED in statuses:
-                    _stop(processes)
-                    break
-                for number, status in enumerate(statuses):
-                    if status == RENEW:
+            while processes:
+                for number, process in list(processes.items()):
+                    status = process.poll()
+                    if status is None:
+                        continue
+                    del processes[number]
+                    if status == _REFUSED:
+                        _stop(processes.values())
+                        processes.clear()
+                        break
+                    if status < 0:
+                        name = signal.Signals(-status).name
+                        print(f"worker {number + 1} was ended by {name}", file=sys.stderr)
+                    if status == RENEW or (status < 0 and on_death(name) and not processes):
                         processes[number] = _start(function, task, number, workers)
                 time.sleep(_POLL_SECONDS)
-        except KeyboardInterrupt:
-            _stop(processes)
+        except BaseException:
+            _stop(processes.values())
             raise
         if note.exists():
             kind, message = json.loads(note.read_text(encoding="utf-8"))
             raise {"OSError": OSError}.get(kind, InputError)(message)
-    for number, process in enumerate(processes, start=1):
-        if process.returncode < 0:
-            name = signal.Signals(-process.returncode).name
-            print(f"worker {number} was ended by {name}", file=sys.stderr)
 
 
 def refused(task: Mapping[str, Any], error: Exception) -> int:
@@ -69,7 +81,7 @@ def refused(task: Mapping[str, Any], error: Exception) -> int:
     return _REFUSED
 
 
-def _stop(processes: list[subprocess.Popen]) -> None:
+def _stop(processes: Iterable[subprocess.Popen]) -> None:
     for process in processes:
         process.terminate()  # not SIGINT: what a shell starts in the background ignores it
     for process in processes:

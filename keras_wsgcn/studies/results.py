@@ -41,9 +41,9 @@ class StudyResults:
 
     Args:
         runs: one row a slot: `study`, `cell`, `slot`, `trial` (number in the storage), `outcome`
-            (`"finished"`, `"pruned"`, `"diverged"`, `"refused"`,
-            `"out_of_memory"`, `"failed"`, or `"not run"`), `reason`, the settings, `params`,
-            `forward_mflop`, errors in mm, seconds, and what it ran on.
+            (`"finished"`, `"pruned"`, `"diverged"`, `"refused"`, `"out_of_memory"`, `"killed"`,
+            `"failed"`, or `"not run"`), `reason`, the settings, `params`, `forward_mflop`, errors
+            in mm, seconds, and what it ran on.
         subjects: `study`, `trial`, `split`, `subject`, `poses`, `mpjpe_mm`, `p_mpjpe_mm`.
         epochs: `study`, `trial`, `epoch`, `loss_m2`, `mpjpe_mm`, `val_mpjpe_mm`,
             `learning_rate`, `seconds`.

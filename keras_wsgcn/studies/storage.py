@@ -26,8 +26,9 @@ from keras_wsgcn.studies.outages import reading, without_password
 HEARTBEAT_SECONDS = 10
 GRACE = 6
 BEGUN = "begun"  # the user attribute of a trial whose process can be told to live
+KILLED_BY = "killed_by"  # that of one whose process alone was killed: the signal
 # How a trial can end by itself; any other failed trial is tried again.
-OUTCOMES = ("finished", "pruned", "diverged", "refused", "out_of_memory")
+OUTCOMES = ("finished", "pruned", "diverged", "refused", "out_of_memory", "killed")
 
 
 def open_storage(location: str | os.PathLike, heartbeat_seconds: int | None = None) -> RDBStorage:
@@ -227,16 +228,29 @@ def _waiting(study: optuna.Study) -> list[FrozenTrial]:
     return study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
 
 
-def fail_dead(study: optuna.Study) -> None:
-    """Fails the trials whose process died; to be called under the lock."""
+def fail_dead(study: optuna.Study, killed_by: str = "") -> bool:
+    """Fails the trials whose process died; to be called under the lock.
+
+    Args:
+        study: an Optuna study.
+        killed_by: the signal that ended a process, where the command that started it lives on.
+
+    Returns:
+        Whether there was one of this machine.
+    """
     with _quietly():
         optuna.storages.fail_stale_trials(study)
+    found = False
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         known = trial.user_attrs
         # Taken from the queue and not begun, while nobody holds the lock: its process died before
         # the first heartbeat, and Optuna would wait for another for ever.
         if "slot" in known and (BEGUN not in known or liveness.is_dead(known[BEGUN])):
+            if killed_by:
+                study._storage.set_trial_user_attr(trial._trial_id, KILLED_BY, killed_by)
             study.tell(trial.number, state=TrialState.FAIL)
+            found = True
+    return found
 
 
 def begin(trial: optuna.Trial, storage: RDBStorage) -> None:
@@ -298,7 +312,7 @@ def is_live(trial: FrozenTrial) -> bool:
 
 
 def is_settled(trial: FrozenTrial) -> bool:
-    """Whether a trial ended by itself: with a result, pruned, refused, or for want of memory."""
+    """Whether a trial ended for good: any other that failed is tried again."""
     return outcome(trial) in OUTCOMES
 
 
@@ -309,7 +323,7 @@ def outcome(trial: FrozenTrial) -> str:
     said = trial.user_attrs.get("outcome")
     if trial.state == TrialState.FAIL:
         # It may have said that it is finished, and been killed before its result was stored.
-        return said if said == "out_of_memory" else "failed"
+        return said if said in ("out_of_memory", "killed") else "failed"
     return "finished" if trial.state == TrialState.COMPLETE else said or "pruned"
 
 

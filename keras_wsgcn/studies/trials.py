@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import hashlib
+import itertools
 import json
 import re
 import statistics
@@ -27,9 +28,14 @@ from keras_wsgcn.saving import read_metadata
 from keras_wsgcn.studies.planning import check_archive
 from keras_wsgcn.studies.search import Search, distributions_of
 from keras_wsgcn.studies.spec import solve, with_settings
+from keras_wsgcn.studies.storage import KILLED_BY, trials_by_slot
 from keras_wsgcn.training import DivergenceError, TrainResult, is_finished, train_together
 
 _LATENCY_CALLS = 100
+# How often a trial's process may be killed without an epoch in between: while the command that
+# started the process lived on, or in all. The trial is hardly to blame where both were killed.
+_MOST_DEATHS, _MOST_DEATHS_IN_ALL = 3, 10
+_EPOCHS_BEFORE = "epochs_before"
 # How each backend says that memory ran out; torch and TensorFlow have types of their own for it.
 _NO_MEMORY_NAMES = {"OutOfMemoryError", "ResourceExhaustedError", "MemoryError"}
 _NO_MEMORY_WORDS = ("RESOURCE_EXHAUSTED", "out of memory", "can't allocate memory")
@@ -37,6 +43,10 @@ _NO_MEMORY_WORDS = ("RESOURCE_EXHAUSTED", "out of memory", "can't allocate memor
 
 class OutOfMemoryError(RuntimeError):
     """A trial needed more memory than there is."""
+
+
+class KilledError(RuntimeError):
+    """A trial's process was killed again and again, and it came no further."""
 
 
 class Loader:
@@ -103,6 +113,9 @@ class Objective:
         except Refused as error:
             _end(trial, "refused", began, str(error))
             raise optuna.TrialPruned(str(error)) from error
+        except KilledError as error:
+            _end(trial, "killed", began, str(error))
+            raise
         except KeyboardInterrupt:
             _end(trial, "interrupted", began)
             raise
@@ -114,6 +127,7 @@ class Objective:
             raise
 
     def _run(self, trial: optuna.Trial) -> tuple[float, ...]:
+        _check_deaths(trial)
         keras.utils.clear_session()  # frees the last trial's model
         start = trial.user_attrs["start"]
         config, size = self._configured(trial)
@@ -132,6 +146,7 @@ class Objective:
         with contextlib.ExitStack() as locks:
             for folder in sorted(folders.values()):  # in one order, lest two wait for each other
                 locks.enter_context(filelock.FileLock(folder.with_name(f"{folder.name}.lock")))
+            _check_deaths(trial, len(_history(own)))
             if is_finished(config, _history(own)):
                 folders = {config.seed: own}
             results = train_together(
@@ -207,6 +222,33 @@ class Objective:
 def _history(folder: Path) -> list[dict[str, Any]]:
     path = folder / "last.keras"
     return read_metadata(path)["training"]["history"] if path.exists() else []
+
+
+def _check_deaths(trial: optuna.Trial, epochs: int | None = None) -> None:
+    """Notes how far a trial's run has come, and gives up one that kills its process each time.
+
+    Args:
+        trial: the trial.
+        epochs: of its run; `None` before its data is loaded.
+
+    Raises:
+        KilledError: if the slot's last trials came no further and were killed.
+    """
+    if epochs is not None:
+        trial.set_user_attr(_EPOCHS_BEFORE, epochs)
+    of_slot = trials_by_slot(trial.study)[trial.user_attrs["slot"]]
+    earlier = [one.user_attrs for one in of_slot if one.number < trial.number]
+
+    def came_no_further(known: Mapping[str, Any]) -> bool:
+        loaded = "digest" in known
+        return "outcome" not in known and (not loaded or known.get(_EPOCHS_BEFORE, -1) == epochs)
+
+    killed = list(itertools.takewhile(came_no_further, reversed(earlier)))
+    signals = [known[KILLED_BY] for known in killed if KILLED_BY in known]
+    if len(signals) >= _MOST_DEATHS or len(killed) >= _MOST_DEATHS_IN_ALL:
+        by = f", the last time by {signals[0]}" if signals else ""
+        where = f"after epoch {epochs}" if epochs else "before its first epoch"
+        raise KilledError(f"its process was killed {len(killed)} times {where}{by}")
 
 
 def _end(trial: optuna.Trial, outcome: str, began: float, reason: str = "") -> None:

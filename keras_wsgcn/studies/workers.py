@@ -38,7 +38,7 @@ from keras_wsgcn.studies.planning import (
 )
 from keras_wsgcn.studies.processes import RENEW, refused, supervise
 from keras_wsgcn.studies.spec import StudySpec
-from keras_wsgcn.studies.trials import Loader, Objective, OutOfMemoryError, latency_ms
+from keras_wsgcn.studies.trials import KilledError, Loader, Objective, OutOfMemoryError, latency_ms
 from keras_wsgcn.training import check_together
 
 _POLL_SECONDS = 1
@@ -151,6 +151,11 @@ def _run_opened(
     def is_left() -> bool:
         return any(is_open(study, slots[name]) for name, study in studies.items())
 
+    def fail_killed(by: str) -> bool:
+        with storages.exclusive(opened):
+            found = [storages.fail_dead(study, by) for study in studies.values()]
+        return any(found)
+
     with _terminable():
         if is_left():
             few = sum(map(len, slots.values())) <= _most_trials()
@@ -165,7 +170,7 @@ def _run_opened(
                     "heartbeat_seconds": heartbeat_seconds,
                     "verbose": verbose,
                 }
-                supervise(f"{__name__}:work_alone", task, workers)
+                supervise(f"{__name__}:work_alone", task, workers, on_death=fail_killed)
         if is_left():
             return False
         if spec.search and "latency_ms" in spec.search.objectives:
@@ -260,7 +265,7 @@ def _take_one(
             study.optimize(
                 objective,
                 n_trials=1,
-                catch=(OutOfMemoryError,),
+                catch=(OutOfMemoryError, KilledError),
                 callbacks=[functools.partial(_print_trial, slots)] if verbose else None,
             )
     return True
