@@ -10,14 +10,14 @@ import math
 import os
 import re
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from keras_wsgcn import schemes
 from keras_wsgcn.budget import count_flops, count_params, solve_channels
-from keras_wsgcn.data.sources import check_options
+from keras_wsgcn.data.sources import check_options, differences
 from keras_wsgcn.errors import (
     InputError,
     check_choice,
@@ -343,6 +343,37 @@ def solve(config: TrainConfig) -> dict[str, Any]:
         "params": count_params(**size),
         "forward_mflop": round(count_flops(**size) / 1e6, 4),
     }
+
+
+def start_differences(
+    found: Mapping[str, Mapping],
+    wanted: Mapping[str, Mapping],
+    digest_then: Callable[[str], str | None],
+    digest_now: Callable[[str], str | None],
+) -> list[str]:
+    """Where a trial starts from something else.
+
+    Args:
+        found: its `config` and `data`, perhaps of an older version.
+        wanted: what they are to be.
+        digest_then: gives the digest of an archive that `found` names.
+        digest_now: gives that of one that `wanted` names.
+
+    Returns:
+        The keys, such as `"data.stride"`. Where an archive lies, and a default that is said, make
+        no difference.
+    """
+    # A setting that an older version did not know has its default.
+    config = {**TrainConfig().get_config(), **found["config"]}
+    keys = config.keys() | wanted["config"].keys()
+    differing = [f"config.{k}" for k in keys if config.get(k) != wanted["config"].get(k)]
+    if found["data"] != wanted["data"]:
+        then, now = (
+            {**data, "digest": digest_of(data["source"])}
+            for data, digest_of in ((found["data"], digest_then), (wanted["data"], digest_now))
+        )
+        differing += [f"data.{k}" for k in differences(then, now) if k != "digest"]
+    return sorted(differing)
 
 
 def _values(name: str, value: Any) -> list[Any]:

@@ -6,6 +6,7 @@ queue. Whoever fills slots or takes trials holds the storage's lock: any number 
 """
 
 import contextlib
+import functools
 import os
 import warnings
 from collections.abc import Iterator, Mapping
@@ -16,11 +17,12 @@ import optuna
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
+from keras_wsgcn.data.sources import archive_digest
 from keras_wsgcn.errors import InputError, check_integer
 from keras_wsgcn.files import atomic_path
-from keras_wsgcn.recipes import TrainConfig
 from keras_wsgcn.studies import liveness
 from keras_wsgcn.studies.outages import reading, without_password
+from keras_wsgcn.studies.spec import start_differences
 
 # A process that is killed is noticed after GRACE times the heartbeat.
 HEARTBEAT_SECONDS = 10
@@ -181,7 +183,7 @@ def fill_slots(
     """Puts a trial in the queue for every slot that is open; to be called under the lock.
 
     A slot whose trial was killed, interrupted or failed for a reason of the moment comes first,
-    with the same parameters.
+    with the same parameters. One whose trial has not begun may start from something else since.
 
     Args:
         study: an Optuna study.
@@ -194,16 +196,14 @@ def fill_slots(
         The trials that wait.
 
     Raises:
-        InputError: if the study holds a slot of that name that starts from something else.
+        InputError: if the study holds a slot of that name that began with something else.
     """
-    found = trials_by_slot(study)
-    for name, start in slots.items():
-        for trial in found.get(name, []):
-            _check_same_start(study.study_name, name, trial, start)
-    for trials in found.values():
+    known = {k: v for t in study.get_trials(deepcopy=False) for k, v in t.distributions.items()}
+    found = _that_fit(study, slots)
+    for name, trials in found.items():
         if not any(is_live(trial) or is_settled(trial) for trial in trials):
-            _retry(study, trials[-1])
-    known = {k: v for some in found.values() for t in some for k, v in t.distributions.items()}
+            start = slots[name]["attributes"] if name in slots else trials[-1].user_attrs["start"]
+            _retry(study, trials[-1], start)
     waiting = _waiting(study)
     missing = [name for name in slots if name not in found]
     for name in missing[: None if most is None else max(0, most - len(waiting))]:
@@ -262,7 +262,7 @@ def begin(trial: optuna.Trial, storage: RDBStorage) -> None:
     trial.set_user_attr(BEGUN, liveness.own_life())
 
 
-def _retry(study: optuna.Study, trial: FrozenTrial) -> None:
+def _retry(study: optuna.Study, trial: FrozenTrial, start: Mapping) -> None:
     before = trial.system_attrs
     history = [*before.get("retry_history", []), trial.number]
     study.add_trial(
@@ -270,7 +270,7 @@ def _retry(study: optuna.Study, trial: FrozenTrial) -> None:
             state=TrialState.WAITING,
             params=trial.params,
             distributions=trial.distributions,
-            user_attrs={key: trial.user_attrs[key] for key in ("slot", "start")},
+            user_attrs={"slot": trial.user_attrs["slot"], "start": start},
             # As Optuna's own retries: `retried_trial_number` and `retry_history` read them.
             system_attrs={
                 **before, "failed_trial": before.get("failed_trial", trial.number),
@@ -280,21 +280,52 @@ def _retry(study: optuna.Study, trial: FrozenTrial) -> None:
     )  # fmt: skip
 
 
-def _check_same_start(study: str, slot: str, trial: FrozenTrial, start: Mapping) -> None:
-    found, wanted = trial.user_attrs["start"], start["attributes"]
-    # A setting that an older version did not know has its default.
-    found = {**found, "config": TrainConfig().get_config() | found["config"]}
-    if found != wanted:
-        differing = sorted(
-            f"{part}.{key}"
-            for part in wanted
-            for key in {*wanted[part], *found.get(part, {})}
-            if wanted[part].get(key) != found.get(part, {}).get(key)
-        )
-        raise InputError(
-            f"`name` must be new where a study's settings change. Received: name={study!r}, "
-            f"whose slot {slot!r} differs in {differing}"
-        )
+def _that_fit(study: optuna.Study, slots: Mapping[str, Mapping]) -> dict[str, list[FrozenTrial]]:
+    """The trials of each slot, but for those that had not begun when the slot's start changed.
+
+    Where only the place of an archive has changed, or a default is said, what waits is told.
+
+    Raises:
+        InputError: if a trial has begun with something else.
+    """
+    found = trials_by_slot(study)
+    trials = [trial for some in found.values() for trial in some]
+    digests = {  # of archives, also of those that lie elsewhere now
+        trial.user_attrs["start"]["data"]["source"]: trial.user_attrs["digest"]
+        for trial in trials
+        if "digest" in trial.user_attrs
+    }
+    digest_now = functools.cache(archive_digest)
+    told, replaced = [], set()
+    for name, slot in slots.items():
+        wanted = slot["attributes"]
+        for trial in found.get(name, []):
+            start = trial.user_attrs["start"]
+            if start == wanted:
+                continue
+            if differing := start_differences(start, wanted, digests.get, digest_now):
+                if not _has_not_begun(trial):
+                    raise InputError(
+                        "`name` must be new where a study's settings change. Received: "
+                        f"name={study.study_name!r}, whose slot {name!r} differs in {differing}"
+                    )
+                replaced.add(trial.number)
+            elif trial.state == TrialState.WAITING:
+                told.append((trial, wanted))
+    for trial, wanted in told:
+        study._storage.set_trial_user_attr(trial._trial_id, "start", wanted)
+    for trial in trials:
+        if trial.number in replaced and trial.state == TrialState.WAITING:
+            study._storage.set_trial_user_attr(trial._trial_id, "outcome", "replaced")
+            study._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
+    rest = {name: [t for t in some if t.number not in replaced] for name, some in found.items()}
+    return {name: some for name, some in rest.items() if some}
+
+
+def _has_not_begun(trial: FrozenTrial) -> bool:
+    """Whether a trial waits, or failed before its data was loaded."""
+    failed = trial.state == TrialState.FAIL and not is_settled(trial)
+    return trial.state == TrialState.WAITING or (failed and "digest" not in trial.user_attrs)
 
 
 def trials_by_slot(study: optuna.Study) -> dict[str, list[FrozenTrial]]:
