@@ -13,8 +13,11 @@ from cli import add_subjects, run
 from predict import find_model
 
 from keras_wsgcn.data.sources import load_splits
+from keras_wsgcn.errors import InputError
 from keras_wsgcn.exporting import FORMATS, SIGNATURES, Export, export
 from keras_wsgcn.models import describe as describe_model
+
+STRIDE = 10  # frames of a test pose to the next
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -36,7 +39,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--data", help="measure the error of --int8 on the test poses of this data, such as cmu24"
     )
     parser.add_argument(
-        "--stride", type=int, default=10, help="take every so many frames of it (default: 10)"
+        "--stride", type=int, help=f"take every so many frames of it (default: {STRIDE})"
     )
     add_subjects(parser)
     return parser.parse_args(argv)
@@ -52,16 +55,16 @@ def describe(done: Export) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     options = parse(argv)
+    of_data = {name: getattr(options, name) for name in ("stride", "validation", "test")}
+    of_data = {name: value for name, value in of_data.items() if value is not None}
+    if of_data and not options.data:
+        named = ", ".join(f"--{name}" for name in of_data)
+        raise InputError(f"`--data` must be given with {named}. Received: data=None")
     model = find_model(options.model)
     data = None
     if options.data:
-        data = load_splits(
-            options.data,
-            validation=options.validation,
-            test=options.test,
-            stride=options.stride,
-            skeleton=describe_model(model)["skeleton"],
-        ).test
+        skeleton = describe_model(model)["skeleton"]
+        data = load_splits(options.data, skeleton=skeleton, **{"stride": STRIDE, **of_data}).test
     done = export(
         model,
         options.path,

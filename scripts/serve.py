@@ -14,6 +14,7 @@ from cli import run
 from export import describe
 from predict import find_model
 
+from keras_wsgcn.errors import InputError
 from keras_wsgcn.exporting import export
 from keras_wsgcn.serving import docker_command, served_models, write_config
 from keras_wsgcn.serving.config import GRPC_PORT, IMAGE, REST_PORT, check_name, check_ports
@@ -22,7 +23,10 @@ from keras_wsgcn.serving.config import GRPC_PORT, IMAGE, REST_PORT, check_name, 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "model", nargs="?", help="a .keras file, or the name of a model of the library"
+        "model",
+        metavar="MODEL",
+        nargs="?",
+        help="a .keras file, or the name of a model of the library",
     )
     parser.add_argument("--name", help="to serve it under (default: name of the file or model)")
     parser.add_argument(
@@ -42,6 +46,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> None:
     options = parse(argv)
+    if options.name and not options.model:
+        raise InputError(f"`MODEL` must be given with --name. Received: --name {options.name}")
     ports = {"rest_port": options.rest_port, "grpc_port": options.grpc_port}
     if options.stand_in:  # checked before the work
         check_ports(0, **ports)

@@ -74,6 +74,10 @@ def settings(options: argparse.Namespace) -> tuple[TrainConfig, dict[str, Any]]:
     changes = {name: value for name, value in vars(options).items() if name in names}
     data = {"source": options.data, **{name: getattr(options, name) for name in DATA_OPTIONS}}
     data = {name: value for name, value in data.items() if value is not None}
+    if options.study and not options.from_trial:
+        raise InputError(
+            f"`--from-trial` must be given with --study. Received: --study {options.study}"
+        )
     if options.from_trial:
         recipe = ["recipe"] if options.recipe else []
         if given := [*recipe, *data, *changes]:

@@ -6,9 +6,11 @@ import benchmark
 import benchmark_worker
 import cli
 import evaluate as evaluate_command
+import export as export_command
 import keras
 import pandas as pd
 import pytest
+import serve as serve_command
 import train as train_command
 
 from keras_wsgcn import SCHEMES, count_flops
@@ -105,6 +107,12 @@ def test_own_archive_with_subjects_of_its_own(name, runs, tmp_path, capsys):
         (train_command, ["--budget", "1e6", "--channels", "3"], "`budget` and `channels`"),
         (train_command, ["--learning-rate", "-1"], "`learning_rate` must be"),
         (train_command, ["--stride", "0"], "`stride` must be"),
+        (train_command, ["--study", "table3"], "`--from-trial` must be given with --study"),
+        (serve_command, ["--name", "mine"], "`MODEL` must be given with --name"),
+        *(
+            (export_command, ["m.keras", "m.onnx", option, "1"], "`--data` must be given with")
+            for option in ("--stride", "--validation", "--test")
+        ),
         (evaluate_command, ["runs/none"], "`run` must be the folder of a run"),
     ],
 )
