@@ -44,14 +44,32 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--backends", nargs="+", choices=BACKENDS, help="default: those installed")
-    parser.add_argument("--schemes", nargs="+", choices=SCHEMES, default=list(SCHEMES))
+    parser.add_argument(
+        "--schemes", nargs="+", choices=SCHEMES, default=list(SCHEMES), help="default: all"
+    )
     size = parser.add_mutually_exclusive_group()
-    size.add_argument("--budget", type=float, default=4.2e6, help="default: %(default)g")
-    size.add_argument("--channels", type=int)
-    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[64, 256, 1024])
-    parser.add_argument("--rounds", type=int, default=5, help="of which the median counts")
-    parser.add_argument("--steps", type=int, default=4, help="steps timed together in a round")
-    parser.add_argument("--train-steps", type=int, default=0, help="of an epoch of `train()`")
+    size.add_argument(
+        "--budget",
+        type=float,
+        default=4.2e6,
+        help="trainable parameters to come nearest to (default: %(default)g)",
+    )
+    size.add_argument("--channels", type=int, help="of the hidden layers, instead of a budget")
+    parser.add_argument(
+        "--batch-sizes",
+        type=int,
+        nargs="+",
+        default=[64, 256, 1024],
+        help="poses a step (default: %(default)s)",
+    )
+    for name, default, text in (
+        ("rounds", 5, "of which the median counts"),
+        ("steps", 4, "timed together in a round"),
+        ("train-steps", 0, "of an epoch of train(); 0 leaves it out"),
+    ):
+        parser.add_argument(
+            f"--{name}", type=int, default=default, help=f"{text} (default: %(default)s)"
+        )
     parser.add_argument(
         "--jit-compile", action="store_true", help="also PyTorch with its step compiled"
     )

@@ -10,7 +10,7 @@ import sys
 import threading
 import types
 import typing
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, NoReturn
 
@@ -36,7 +36,12 @@ sys.excepthook, sys.unraisablehook = _show_error, _show_ignored
 
 
 def add_options(
-    parser: argparse._ActionsContainer, record: type, leave_out: Iterable[str] = ()
+    parser: argparse._ActionsContainer,
+    record: type,
+    leave_out: Iterable[str] = (),
+    *,
+    choices: Mapping[str, Iterable[str]] = {},
+    recipes: Mapping[str, Any] = {},
 ) -> None:
     """Adds one option for each field of a dataclass: type and help come from the record itself.
 
@@ -46,19 +51,25 @@ def add_options(
         parser: where to add them.
         record: a dataclass whose docstring has an `Args:` section.
         leave_out: fields that get no option.
+        choices: of the fields that have some.
+        recipes: named records whose values the help shows, the one that is the default first.
     """
     described = _described_arguments(record)
     hints = typing.get_type_hints(record)
     for field in dataclasses.fields(record):
         if field.name in leave_out:
             continue
-        choices = [t for t in _members(hints[field.name]) if t in (str, int, float, bool)]
+        kinds = [t for t in _members(hints[field.name]) if t in (str, int, float, bool)]
+        reading = _reading(kinds[0], optional=type(None) in _members(hints[field.name]))
+        if field.name in choices:  # the record itself refuses others
+            reading["metavar"] = f"{{{','.join(choices[field.name])}}}"
+        text = described[field.name] + _values(field.name, recipes)
         parser.add_argument(
             f"--{field.name.replace('_', '-')}",
             dest=field.name,
             default=argparse.SUPPRESS,
-            help=described[field.name].replace("%", "%%"),
-            **_reading(choices[0], optional=type(None) in _members(hints[field.name])),
+            help=text.replace("%", "%%"),
+            **reading,
         )
 
 
@@ -81,6 +92,14 @@ def _reading(kind: type, optional: bool) -> dict[str, Any]:
     return {"type": read, "metavar": kind.__name__.upper()}
 
 
+def _values(name: str, recipes: Mapping[str, Any]) -> str:
+    """A field's default, and where it is another in the other recipes, as a help text ends."""
+    values = {recipe: getattr(record, name) for recipe, record in recipes.items()}
+    default = next(iter(values.values()), None)
+    others = [f"{recipe} {value}" for recipe, value in values.items() if value != default]
+    return f" (default: {'; '.join([str(default), *others])})" if values else ""
+
+
 def _members(hint: Any) -> tuple[Any, ...]:
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         return typing.get_args(hint)
@@ -90,7 +109,9 @@ def _members(hint: Any) -> tuple[Any, ...]:
 def _described_arguments(record: type) -> dict[str, str]:
     section = (inspect.getdoc(record) or "").split("Args:\n")[1].split("\n\n")[0]
     found = re.findall(r"^    (\w+): (.*(?:\n {8}.*)*)", section, flags=re.MULTILINE)
-    return {name: re.sub(r"\s+", " ", text).replace("`", "") for name, text in found}
+    # What Python's documentation says further on, a shell cannot show.
+    plain = {name: re.sub(r";\s+see `\w+`", "", text).rstrip(".") for name, text in found}
+    return {name: re.sub(r"\s+", " ", text).replace("`", "") for name, text in plain.items()}
 
 
 def run(command: Callable[[Sequence[str] | None], Any], argv: Sequence[str] | None = None) -> int:

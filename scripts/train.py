@@ -9,12 +9,16 @@ from typing import Any
 
 from cli import add_options, add_subjects, leave, run
 
+from keras_wsgcn.budget import AFFINITIES
 from keras_wsgcn.data.cmu import CAMERAS
 from keras_wsgcn.data.sources import SOURCES, load_splits
 from keras_wsgcn.environment import environment
 from keras_wsgcn.errors import InputError
-from keras_wsgcn.recipes import RECIPES, TrainConfig
+from keras_wsgcn.recipes import PRECISIONS, RECIPES, SCHEDULES, TrainConfig
+from keras_wsgcn.schemes import SCHEMES
 from keras_wsgcn.training import train
+
+RECIPE = "cmu"  # without --recipe
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -52,7 +56,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--recipe",
         choices=RECIPES,
-        help="named configuration, which the options below change (default: cmu)",
+        help=f"named configuration, which the options below change (default: {RECIPE})",
     )
     parser.add_argument("--name", help="name of the run (default: data, scheme and seed)")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of all runs")
@@ -61,7 +65,17 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--tensorboard", action="store_true", help="also write TensorBoard logs")
     parser.add_argument("--pictures", action="store_true", help="draw the training curves")
-    add_options(parser.add_argument_group("configuration"), TrainConfig)
+    add_options(
+        parser.add_argument_group("configuration"),
+        TrainConfig,
+        choices={
+            "scheme": SCHEMES,
+            "affinity": AFFINITIES,
+            "schedule": SCHEDULES,
+            "precision": PRECISIONS,
+        },
+        recipes={RECIPE: RECIPES[RECIPE], **RECIPES},
+    )
     return parser.parse_args(argv)
 
 
@@ -86,7 +100,7 @@ def settings(options: argparse.Namespace) -> tuple[TrainConfig, dict[str, Any]]:
             )
         storage, number = options.from_trial
         return settings_of_trial(storage, number, options.study)
-    config = dataclasses.replace(RECIPES[options.recipe or "cmu"], **changes)
+    config = dataclasses.replace(RECIPES[options.recipe or RECIPE], **changes)
     return config, {"source": "generated", **data}
 
 

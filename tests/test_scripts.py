@@ -1,6 +1,8 @@
 """The commands as a user runs them, from training to pictures."""
 
+import dataclasses
 import json
+import re
 
 import benchmark
 import benchmark_worker
@@ -147,6 +149,21 @@ def test_help(command, capsys):
         command.main(["--help"])
     assert caught.value.code == 0
     assert len(capsys.readouterr().out) > 300
+
+
+def test_help_shows_defaults_and_choices_as_the_recipes_have_them(capsys):
+    with pytest.raises(SystemExit):
+        train_command.main(["--help"])
+    text = re.sub(r"\s+", " ", capsys.readouterr().out)
+    for field in dataclasses.fields(TrainConfig):
+        default = getattr(RECIPES["cmu"], field.name)
+        option = field.name.replace("_", "-")
+        assert re.search(rf" --{option}[ ,][^()]*\(default: {re.escape(str(default))}[;)]", text)
+    assert "(default: 0.05; ablation 1.0; benchmark 1.0)" in text
+    assert "--schedule {cosine,step,constant}" in text
+    assert "--affinity {fixed,learned}" in text
+    assert "--precision {float32,tf32,mixed_bfloat16,mixed_float16}" in text
+    assert "see build_model" not in text
 
 
 def test_every_setting_is_an_option_with_a_help_text():
