@@ -13,6 +13,7 @@ from keras_wsgcn.studies import planning
 from keras_wsgcn.studies import trials as study_trials
 from keras_wsgcn.studies.report import sections
 from keras_wsgcn.studies.results import read_storage
+from keras_wsgcn.studies.storage import open_storage
 from keras_wsgcn.studies.workers import run
 
 pytestmark = pytest.mark.plain
@@ -102,3 +103,21 @@ def test_a_setting_that_is_none_in_one_cell_is_shown(tmp_path, stand_in):
     results = read_storage(spec, tmp_path / "fixed" / "study.sqlite3")
     table = next(p.table for p in sections(spec, results, "c") if p.title == "Errors")
     assert table["patience"].notna().tolist() == [False, True]
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "sqlite+pysqlite"])
+def test_a_file_can_be_named_by_a_url(kind, tmp_path, stand_in, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    storage = tmp_path / "new" / "study.sqlite3"
+    spec = spec_of(FIXED, seeds=[0])
+    assert run(spec, tmp_path / "runs", storage=f"{kind}:///{storage}", verbose=False)
+    assert len(read_storage(spec, storage).finished) == 2
+    assert {path.name for path in tmp_path.iterdir()} == {"new", "runs"}
+
+
+@pytest.mark.parametrize("url", ["sqlite://", "sqlite:///:memory:"])
+def test_a_storage_in_memory_is_refused(url, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="`storage` must be a file where it is SQLite"):
+        open_storage(url)
+    assert not list(tmp_path.iterdir())

@@ -127,7 +127,12 @@ def _file_lock(url: str) -> contextlib.AbstractContextManager:
 
 
 def _file_of(url: str) -> Path:
-    return Path(url.removeprefix("sqlite:///"))
+    import sqlalchemy
+
+    place = sqlalchemy.make_url(url).database
+    if not place or place == ":memory:":  # which no other process would see
+        raise InputError(f"`storage` must be a file where it is SQLite. Received: storage={url!r}")
+    return Path(place)
 
 
 def exclusive(storage: RDBStorage) -> contextlib.AbstractContextManager:
