@@ -14,6 +14,7 @@ from cli import add_options, add_subjects, leave, run
 from keras_wsgcn.errors import InputError
 from keras_wsgcn.recipes import TrainConfig
 from keras_wsgcn.studies.spec import StudySpec, load_spec, merge_settings
+from keras_wsgcn.studies.workers import check_data
 from keras_wsgcn.studies.workers import run as run_study
 
 
@@ -108,6 +109,8 @@ def read_study(path: Path, options: argparse.Namespace) -> StudySpec:
 def main(argv: Sequence[str] | None = None) -> int:
     options = parse(argv)
     specs = [read_study(path, options) for path in options.specs]
+    for spec in specs[1:]:  # the first is about to be looked at
+        check_data(spec, options.folder, options.storage)
     for spec in specs:
         done = run_study(
             spec,

@@ -4,7 +4,9 @@
 
 import dataclasses
 
+import cli
 import pytest
+import run_study
 from study_stand_in import FIXED, SEARCH, few_poses, spec_of, stand_in, states, study_of
 
 from keras_wsgcn import InputError, load_splits
@@ -39,6 +41,20 @@ def test_what_cannot_be_trained_on_is_refused_before_a_name_holds_on_to_it(
             with pytest.raises(InputError, match=r"must .*Received: "):
                 run(spec_of(table, **wrong), tmp_path)
         assert run(spec_of(table), tmp_path, verbose=False)
+
+
+def test_no_study_runs_before_the_data_of_all_is_looked_at(tmp_path, stand_in, capsys):
+    paths = [tmp_path / "good.toml", tmp_path / "wrong.toml"]
+    for path, size in zip(paths, (128, 100_000), strict=True):
+        path.write_text(
+            f"config = {{ channels = 4, blocks = 0, epochs = 2, batch_size = {size} }}\n"
+            '[data]\nsource = "generated"\nstride = 60\n'
+        )
+    arguments = [*map(str, paths), "--folder", str(tmp_path / "runs")]
+    assert cli.run(run_study.main, arguments) == 2
+    assert "`batch_size` must not exceed" in capsys.readouterr().err
+    assert not stand_in.trained
+    assert cli.run(run_study.main, [*arguments, "--batch-size", "128"]) == 0
 
 
 def test_data_is_loaded_once(tmp_path, stand_in, few_poses, monkeypatch):

@@ -100,9 +100,7 @@ def run(
     location = storage_of(spec, folder, storage)
     opened = storages.open_storage(location, heartbeat_seconds)
     load = Loader()
-    with writing(location):
-        if not has_trained(spec, opened):  # a trial in the queue would hold on to wrong data
-            _check_data(spec, load)
+    check_data(spec, folder, storage, load)
     if spec.tuned_by and not run(
         spec.tuned_by, folder, storage=storage, workers=workers,
         heartbeat_seconds=heartbeat_seconds, verbose=verbose,
@@ -114,9 +112,28 @@ def run(
         )
 
 
-def _check_data(spec: StudySpec, load: Loader) -> None:
-    """Refuses data that cannot be loaded, or has too few poses for a step."""
-    poses = len(load(spec.data, spec.cells[0].config).train)
+def check_data(
+    spec: StudySpec,
+    folder: str | os.PathLike = "runs/studies",
+    storage: str | os.PathLike | None = None,
+    load: Loader | None = None,
+) -> None:
+    """Looks at the data of a study that has trained nothing yet, as `run` does at first.
+
+    Args:
+        spec: the study.
+        folder: as `run` takes it.
+        storage: likewise.
+        load: loads the data.
+
+    Raises:
+        InputError: if it cannot be loaded, or has too few poses for a step.
+    """
+    location = storage_of(spec, folder, storage)
+    with writing(location):
+        if not spec.seeds or has_trained(spec, storages.open_storage(location)):
+            return
+    poses = len((load or Loader())(spec.data, spec.cells[0].config).train)
     fixed = [] if spec.search or spec.tuned_by else spec.cells
     for size in (cell.config.batch_size for cell in fixed):
         if size > poses:
