@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
-from cli import run
+from cli import BACKENDS, add_backends, run
 
 from keras_wsgcn.budget import count_flops, count_params, solve_channels
 from keras_wsgcn.errors import InputError, check_integer
@@ -29,7 +29,6 @@ from keras_wsgcn.files import write_text
 from keras_wsgcn.recipes import PRECISIONS, TrainConfig
 from keras_wsgcn.schemes import SCHEMES
 
-BACKENDS = ("tensorflow", "jax", "torch")
 OURS = ("step", "fit", "forward", "products")
 MEASURES = {
     **dict.fromkeys(BACKENDS, OURS),
@@ -43,7 +42,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--backends", nargs="+", choices=BACKENDS, help="default: those installed")
+    add_backends(parser)
     parser.add_argument(
         "--schemes", nargs="+", choices=SCHEMES, default=list(SCHEMES), help="default: all"
     )
@@ -151,9 +150,8 @@ def cases(options: argparse.Namespace) -> list[dict]:
 
 def measure(options: argparse.Namespace) -> pd.DataFrame:
     wanted = cases(options)
-    names = options.backends or [name for name in BACKENDS if importlib.util.find_spec(name)]
     also = {"torch_compiled": options.jit_compile, "peer": options.peer}
-    names = [*names, *(name for name, asked in also.items() if asked)]
+    names = [*options.backends, *(name for name, asked in also.items() if asked)]
     rows = []
     for case in wanted:
         # New ones: what a process keeps of another case would count as memory of this one. And one

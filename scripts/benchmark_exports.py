@@ -20,9 +20,8 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from cli import run
+from cli import add_backends, run
 
-BACKENDS = ("tensorflow", "jax", "torch")
 BATCHES = {1: 200, 64: 20, 1024: 4}  # calls a round
 SLOW_CALLS = 20  # of one pose, where a call takes many milliseconds
 
@@ -33,7 +32,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--budget", type=float, default=1.05e6, help="default: %(default)g")
     parser.add_argument("--cores", type=int, default=1, help="of the processor (default: 1)")
     parser.add_argument("--rounds", type=int, default=7, help="default: 7")
-    parser.add_argument("--backends", nargs="+", choices=BACKENDS, help="default: those installed")
+    add_backends(parser)
     parser.add_argument("--output", type=Path, help="CSV to write")
     parser.add_argument("--worker", nargs=3, help=argparse.SUPPRESS)
     return parser.parse_args(argv)
@@ -169,9 +168,8 @@ def candidates(options: argparse.Namespace, folder: Path) -> dict[str, tuple[str
         found[name] = ("export", done.path, "tensorflow")
     small = export(model, folder / "small.tflite", quantize="int8").path
     found["litert int8"] = ("export", small, "tensorflow")
-    backends = options.backends or [name for name in BACKENDS if importlib.util.find_spec(name)]
     for kind in ("keras", "predict"):
-        for backend in backends:
+        for backend in options.backends:
             found[f"{kind} {backend}"] = (kind, folder / "model.keras", backend)
     return found
 

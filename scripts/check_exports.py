@@ -6,7 +6,6 @@ and the `.keras` file that the backend saved is loaded by each backend. Status 1
 """
 
 import argparse
-import importlib.util
 import json
 import os
 import subprocess
@@ -18,7 +17,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pandas as pd
-from cli import run
+from cli import add_backends, run
 
 from keras_wsgcn import SCHEMES, build_model, load_model, save_model
 from keras_wsgcn.environment import environment
@@ -27,13 +26,12 @@ from keras_wsgcn.exporting import FORMATS, TOLERANCE_M, ExportError, export
 from keras_wsgcn.files import write_text
 from keras_wsgcn.prediction import predict
 
-BACKENDS = ("tensorflow", "jax", "torch")
 _POSES = 64
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--backends", nargs="+", choices=BACKENDS, help="default: those installed")
+    add_backends(parser)
     parser.add_argument("--schemes", nargs="+", choices=SCHEMES, default=list(SCHEMES))
     parser.add_argument("--formats", nargs="+", choices=FORMATS, default=list(FORMATS))
     parser.add_argument("--budget", type=float, default=1.05e6, help="default: %(default)g")
@@ -98,15 +96,14 @@ def ask(backend: str, options: argparse.Namespace, folder: Path) -> list[dict]:
 
 
 def measure(options: argparse.Namespace) -> pd.DataFrame:
-    backends = options.backends or [name for name in BACKENDS if importlib.util.find_spec(name)]
     rows: list[dict] = []
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        for backend in backends:
+        for backend in options.backends:
             rows += ask(backend, options, folder)
             print(f"  {backend}: exported", file=sys.stderr)
         (folder / "complete").touch()
-        for backend in backends:
+        for backend in options.backends:
             rows += ask(backend, options, folder)
     return pd.DataFrame(rows)
 

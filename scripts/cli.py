@@ -3,6 +3,7 @@
 import _thread
 import argparse
 import dataclasses
+import importlib.util
 import inspect
 import os
 import re
@@ -71,6 +72,21 @@ def add_options(
             help=text.replace("%", "%%"),
             **reading,
         )
+
+
+BACKENDS = ("tensorflow", "jax", "torch")
+
+
+def add_backends(parser: argparse.ArgumentParser) -> None:
+    """Adds the option `--backends`."""
+    installed = [name for name in BACKENDS if importlib.util.find_spec(name)]
+    parser.add_argument(
+        "--backends",
+        nargs="+",
+        choices=BACKENDS,
+        default=installed,
+        help="default: those installed, %(default)s",
+    )
 
 
 def add_subjects(parser: argparse.ArgumentParser) -> None:

@@ -1,11 +1,14 @@
 """The commands as a user runs them, from training to pictures."""
 
 import dataclasses
+import importlib.util
 import json
 import re
 
 import benchmark
+import benchmark_exports
 import benchmark_worker
+import check_exports
 import cli
 import evaluate as evaluate_command
 import export as export_command
@@ -149,6 +152,14 @@ def test_help(command, capsys):
         command.main(["--help"])
     assert caught.value.code == 0
     assert len(capsys.readouterr().out) > 300
+
+
+@pytest.mark.plain
+@pytest.mark.parametrize("command", [benchmark, benchmark_exports, check_exports])
+def test_backends_are_those_installed(command, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name == "jax")
+    assert command.parse([]).backends == ["jax"]
+    assert command.parse(["--backends", "torch", "tensorflow"]).backends == ["torch", "tensorflow"]
 
 
 def test_help_shows_defaults_and_choices_as_the_recipes_have_them(capsys):
