@@ -30,9 +30,9 @@ def plot_training_curves(history: pd.DataFrame, path: str | os.PathLike) -> None
     """Draws loss and MPJPE over the epochs, for training and validation.
 
     Args:
-        history: one row for each epoch, as in a run's `history.csv`: `epoch`, `loss` and
-            `val_loss`, `mpjpe_mm` and `val_mpjpe_mm` in millimetres. What is missing or not
-            finite is left out; without `epoch`, the rows are counted from 1.
+        history: one row for each epoch, as in a run's `history.csv`: `epoch`, `loss`, and
+            `mpjpe_mm` and `val_mpjpe_mm` in millimetres; a `val_loss` is drawn, too. What is
+            missing or not finite is left out; without `epoch`, the rows are counted from 1.
         path: the PNG file to be written.
 
     Raises:
@@ -190,21 +190,15 @@ def _pose_grid(rows: int, columns: int) -> tuple[Any, Any]:
     return figure, grid
 
 
-def _bone_colours(skeleton: Skeleton) -> list[str]:
-    """The colour of each bone, by the side on which its outer joint lies."""
+def bones_by_side(skeleton: Skeleton) -> dict[str, np.ndarray]:
+    """The bones of each side, that of their outer joint, as (parent, child), `(bones, 2)`."""
     sides = dict.fromkeys(range(skeleton.num_joints), "centre")
     for left, right in skeleton.mirror_pairs or ():
         sides[int(left)], sides[int(right)] = "left", "right"
-    return [SIDE_COLOURS[sides[child]] for _, child in skeleton.bones]
-
-
-def bones_by_side(skeleton: Skeleton) -> dict[str, np.ndarray]:
-    """The bones of each side as (parent, child), `(bones, 2)`."""
-    coloured = list(zip(skeleton.bones, _bone_colours(skeleton), strict=True))
-    return {
-        side: np.array([bone for bone, c in coloured if c == colour], dtype=int).reshape(-1, 2)
-        for side, colour in SIDE_COLOURS.items()
-    }
+    found: dict[str, list] = {side: [] for side in SIDE_COLOURS}
+    for parent, child in skeleton.bones:
+        found[sides[child]].append((parent, child))
+    return {side: np.array(bones, dtype=int).reshape(-1, 2) for side, bones in found.items()}
 
 
 def bone_path(poses: np.ndarray, bones: np.ndarray) -> np.ndarray:
@@ -217,8 +211,8 @@ def bone_path(poses: np.ndarray, bones: np.ndarray) -> np.ndarray:
 def _draw_bones(
     plot: Callable, pose: np.ndarray, skeleton: Skeleton, style: Mapping[str, Any]
 ) -> None:
-    for (parent, child), colour in zip(skeleton.bones, _bone_colours(skeleton), strict=True):
-        plot(*pose[[parent, child]].T, color=colour, **style)
+    for side, bones in bones_by_side(skeleton).items():
+        plot(*bone_path(pose[None], bones).T, color=SIDE_COLOURS[side], **style)
 
 
 def _draw_input(axes: Any, pose2d: np.ndarray, skeleton: Skeleton) -> None:

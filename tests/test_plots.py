@@ -133,11 +133,20 @@ def test_poses_stand_upright_with_their_right_on_the_left_of_the_picture(tmp_pat
 
 def test_colours_follow_the_outer_joint_of_a_bone():
     skeleton = skeletons.get("h36m_16")
-    sides = dict(zip(skeleton.bones, plots._bone_colours(skeleton), strict=True))
-    hip, spine = skeleton.index("l_hip"), skeleton.index("spine")
-    assert sides[(0, hip)] == plots.SIDE_COLOURS["left"]
-    assert sides[(8, skeleton.index("r_shoulder"))] == plots.SIDE_COLOURS["right"]
-    assert sides[(0, spine)] == plots.SIDE_COLOURS["centre"]
+    sides = {side: bones.tolist() for side, bones in plots.bones_by_side(skeleton).items()}
+    assert [0, skeleton.index("l_hip")] in sides["left"]
+    assert [8, skeleton.index("r_shoulder")] in sides["right"]
+    assert [0, skeleton.index("spine")] in sides["centre"]
+    bones = [tuple(bone) for some in sides.values() for bone in some]
+    assert sorted(bones) == sorted(skeleton.bones)
+
+
+def test_a_pose_is_one_line_a_side(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(plots, "write", lambda figure, path: figures.append(figure))
+    plot_poses(*some_examples(1)[:2], tmp_path / "pose.png")
+    for axes in figures[0].axes:  # the truth and the prediction
+        assert [line.get_color() for line in axes.lines] == [*plots.SIDE_COLOURS.values()] * 2
 
 
 def test_other_skeletons_and_extreme_poses_are_drawn(tmp_path):
