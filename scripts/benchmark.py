@@ -28,6 +28,7 @@ from keras_wsgcn.errors import InputError, check_integer
 from keras_wsgcn.files import write_text
 from keras_wsgcn.recipes import PRECISIONS, TrainConfig
 from keras_wsgcn.schemes import SCHEMES
+from keras_wsgcn.torch_steps import check_jit_compile
 
 OURS = ("step", "fit", "forward", "products")
 MEASURES = {
@@ -128,8 +129,6 @@ def cases(options: argparse.Namespace) -> list[dict]:
             raise InputError(
                 "`jit_compile` must be False without torch. Received: jit_compile=True"
             )
-        from keras_wsgcn.torch_steps import check_jit_compile
-
         check_jit_compile(options.precision)
     if options.peer and not (options.peer / "models" / "any_gcn.py").is_file():
         raise InputError(

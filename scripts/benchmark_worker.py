@@ -13,11 +13,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import keras
 import numpy as np
+from benchmark_exports import direct
 
+from keras_wsgcn.data.poses import PoseDataset, Splits
 from keras_wsgcn.devices import float32_products
+from keras_wsgcn.environment import environment
+from keras_wsgcn.epochs import Epochs, xla_options
+from keras_wsgcn.recipes import TrainConfig, compile_model
 from keras_wsgcn.schemes import SCHEMES, Scheme
 from keras_wsgcn.skeletons import Skeleton, h36m_16
+from keras_wsgcn.training import train
 
 
 def seconds(function: Callable[[], Any]) -> float:
@@ -39,10 +46,6 @@ class Ours:
         self.steps, self.precision, self.jit_compile = steps, precision, jit_compile
 
     def prepare(self, scheme: str, channels: int, batch: int) -> dict[str, Any]:
-        from keras_wsgcn.environment import environment
-        from keras_wsgcn.epochs import Epochs
-        from keras_wsgcn.recipes import TrainConfig, compile_model
-
         forget_peak()
         self.batch = batch
         self.config = TrainConfig(
@@ -79,9 +82,6 @@ class Ours:
         self.model.fit(*self.poses, **fit)
 
     def forward(self) -> None:
-        import keras
-        from benchmark_exports import direct
-
         if self._forward is None:
             # Not the model in training, whose weights the next step gives away.
             self._forward = direct(self.config.build_model(), keras.backend.backend())
@@ -90,8 +90,6 @@ class Ours:
             self._forward(self.poses[0][start : start + self.batch])
 
     def products(self) -> None:
-        import keras
-
         if self._products is None:
             shapes = product_shapes(self.scheme, self.channels, self.batch)
             self._products = PRODUCTS[keras.backend.backend()](
@@ -103,11 +101,6 @@ class Ours:
 
     def train(self, steps: int) -> dict[str, float]:
         """Milliseconds a step through `train()`: validation, saving, all that a user waits for."""
-        import keras
-
-        from keras_wsgcn.data.poses import PoseDataset, Splits
-        from keras_wsgcn.training import train
-
         ends: list[float] = []
 
         class Clock(keras.callbacks.Callback):
@@ -206,8 +199,6 @@ class Products:
     """
 
     def __init__(self, shapes: list[list[tuple[int, int, int, int]]], dtype: str):
-        import keras
-
         rng = np.random.default_rng(0)
 
         def draw(*shape: int) -> Any:
@@ -254,8 +245,6 @@ class Products:
 
 def jax_products(products: Products) -> Callable[[], Any]:
     import jax
-
-    from keras_wsgcn.epochs import xla_options
 
     def compute(*arrays):
         turned = lambda array: jax.numpy.swapaxes(array, 1, 2)  # noqa: E731

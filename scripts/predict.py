@@ -15,14 +15,15 @@ import keras
 import numpy as np
 from cli import run
 
+from keras_wsgcn import animation
 from keras_wsgcn.data.keypoint_files import read_keypoints
 from keras_wsgcn.data.keypoints import FORMATS, KeypointTrack
 from keras_wsgcn.errors import InputError, check_number
 from keras_wsgcn.files import atomic_path
 from keras_wsgcn.inference import WRITERS, PoseSequence, lift_tracks, save_poses
+from keras_wsgcn.pretrained import DEFAULT_MODEL, load_pretrained
 from keras_wsgcn.saving import load_model
 
-DEFAULT_MODEL = "cmu_small"
 # Which endings each of the outputs can have.
 SUFFIXES = {
     "output": tuple(WRITERS),
@@ -155,8 +156,6 @@ def plan_outputs(options: argparse.Namespace) -> dict[Path, Callable[[PoseSequen
             )
     writers: dict[str, Callable] = {"output": lambda sequence, path: save_poses(path, sequence)}
     if len(chosen) > 1:
-        from keras_wsgcn import animation
-
         drawn = [name for name in chosen if name != "output"]
         writers |= {name: getattr(animation, f"write_{name}") for name in drawn}
     return {path: writers[name] for name, path in chosen.items()}
@@ -211,8 +210,6 @@ def find_model(name: str) -> keras.Model:
     """A model out of a file, or one of the library by its name."""
     if Path(name).suffix or Path(name).is_file():
         return load_model(name, compile=False)
-    from keras_wsgcn.pretrained import load_pretrained
-
     return load_pretrained(name)
 
 

@@ -18,6 +18,7 @@ from keras_wsgcn.errors import InputError
 from keras_wsgcn.exporting import export
 from keras_wsgcn.serving import docker_command, served_models, write_config
 from keras_wsgcn.serving.config import GRPC_PORT, IMAGE, REST_PORT, check_name, check_ports
+from keras_wsgcn.serving.stand_in import StandIn
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -79,8 +80,6 @@ def print_queries(name: str, rest_port: int, grpc_port: int) -> None:
 
 
 def stand_in(folder: Path, name: str, ports: dict[str, int]) -> None:
-    from keras_wsgcn.serving.stand_in import StandIn
-
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
     with StandIn(folder, rest_port=ports["rest_port"], grpc_port=ports["grpc_port"]) as server:
         print(

@@ -22,6 +22,7 @@ from keras_wsgcn.data.motions import generate_motions
 from keras_wsgcn.errors import InputError
 from keras_wsgcn.exporting import FORMATS, export
 from keras_wsgcn.files import atomic_path
+from keras_wsgcn.pretrained import DEFAULT_MODEL
 
 SCRIPTS = Path(__file__).parent
 IMAGE_SIZE = ("1000", "1000")  # of the generated cameras
@@ -30,7 +31,9 @@ IMAGE_SIZE = ("1000", "1000")  # of the generated cameras
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "--model", default="cmu_small", help="a .keras file or a model's name (default: cmu_small)"
+        "--model",
+        default=DEFAULT_MODEL,
+        help="a .keras file or a model's name (default: %(default)s)",
     )
     parser.add_argument(
         "--folder", type=Path, default=Path("runs/serve_demo"), help="default: runs/serve_demo"

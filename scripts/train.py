@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import keras
 from cli import add_options, add_subjects, leave, run
 
 from keras_wsgcn.budget import AFFINITIES
@@ -14,6 +15,7 @@ from keras_wsgcn.data.cmu import CAMERAS
 from keras_wsgcn.data.sources import SOURCES, load_splits
 from keras_wsgcn.environment import environment
 from keras_wsgcn.errors import InputError
+from keras_wsgcn.plots import new_figure, plot_training_curves
 from keras_wsgcn.recipes import PRECISIONS, RECIPES, SCHEDULES, TrainConfig
 from keras_wsgcn.schemes import SCHEMES
 from keras_wsgcn.training import train
@@ -140,11 +142,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
     callbacks = []
     if options.pictures:
-        from keras_wsgcn.plots import new_figure
-
         new_figure(1, 1)  # says before the work is done if matplotlib is missing
     if options.tensorboard:
-        import keras
         import tensorboard  # noqa: F401  Keras itself asks for it only after an epoch
 
         callbacks.append(keras.callbacks.TensorBoard(folder / "tensorboard"))
@@ -152,8 +151,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     best = result.history.nsmallest(1, "val_mpjpe_mm").iloc[0]
     print(f"best epoch {best['epoch']:.0f}: validation MPJPE {best['val_mpjpe_mm']:.1f} mm")
     if options.pictures:
-        from keras_wsgcn.plots import plot_training_curves
-
         plot_training_curves(result.history, folder / "training.png")
 
 
