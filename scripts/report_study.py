@@ -13,6 +13,7 @@ from pathlib import Path
 from cli import run
 from run_study import add_study_options, read_study
 
+from keras_wsgcn.studies.outages import without_password
 from keras_wsgcn.studies.planning import storage_of
 from keras_wsgcn.studies.report import as_markdown, draw, sections, write_page
 from keras_wsgcn.studies.results import read_nothing, read_results, read_storage, write_results
@@ -43,7 +44,10 @@ def command_of(path: Path, options: argparse.Namespace, argv: Sequence[str] | No
     own = argparse.ArgumentParser(add_help=False)
     _add_own_options(own)
     _, words = own.parse_known_args(argv)
-    words = [word for word in words if word not in map(str, options.specs)]
+    words = [word for word in words if Path(word) not in options.specs]
+    if options.storage:  # the page may be passed on
+        plain = without_password(options.storage)
+        words = [word.replace(options.storage, plain) for word in words]
     return shlex.join(["python", "scripts/run_study.py", str(path), *words])
 
 

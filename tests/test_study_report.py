@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+from pathlib import Path
 
 import cli
 import keras
@@ -72,6 +73,14 @@ def test_the_report_comes_from_the_csvs_as_well(studied, tmp_path, capsys):
     assert f"    {shlex.join(['python', 'scripts/run_study.py', spec, *folder])}\n" in first
     assert cli.run(report_study.main, [*arguments, "--csv", str(tmp_path)]) == 0
     assert capsys.readouterr().out == first
+
+
+@pytest.mark.plain
+def test_the_command_that_a_report_names_has_no_password_and_one_spec():
+    words = ["./a.toml", "--csv", "x", "--storage=postgresql://me:secret@host/db", "--name", "b"]
+    command = report_study.command_of(Path("a.toml"), report_study.parse(words), words)
+    wanted = "a.toml '--storage=postgresql://me:***@host/db' --name b"
+    assert command == f"python scripts/run_study.py {wanted}"
 
 
 def test_a_trial_is_repeated_exactly(studied, tmp_path, capsys):
