@@ -121,8 +121,8 @@ def evaluate(model: keras.Model, poses: PoseDataset) -> pd.DataFrame:
     for wanted in getattr(model, "inputs", None) or []:  # a subclassed model need not say
         if tuple(wanted.shape[1:]) != poses.pose2d.shape[1:]:
             raise InputError(
-                f"`poses` must fit the model's input, (poses, {wanted.shape[1]}, "
-                f"{wanted.shape[2]}). Received: poses.pose2d.shape={poses.pose2d.shape}"
+                f"`poses` must fit the model's input, {('poses', *wanted.shape[1:])}. "
+                f"Received: poses.pose2d.shape={poses.pose2d.shape}"
             )
     check_joints(model, "poses", poses.skeleton)
     predicted = root_aligned(predict(model, poses.pose2d), poses.skeleton.root)
