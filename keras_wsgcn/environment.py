@@ -26,7 +26,7 @@ def environment() -> dict[str, str]:
         "numpy": np.__version__,
         "device": _device(),
         "python": platform.python_version(),
-        "machine": f"{_processor() or platform.machine()}, {os.cpu_count()} cores",
+        "machine": f"{processor() or platform.machine()}, {os.cpu_count()} cores",
     }
     commit = _commit()
     return {**found, "commit": commit} if commit else found
@@ -49,7 +49,7 @@ def _commit() -> str | None:
         return None
 
 
-def _processor() -> str | None:
+def processor() -> str | None:
     """What the processor calls itself, where the system tells (Linux)."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")

@@ -1,6 +1,7 @@
 """Steps under PyTorch: traced once, and replayed; those of a training on CUDA as one graph."""
 
 import contextlib
+import functools
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -9,6 +10,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_wsgcn.environment import processor
 from keras_wsgcn.errors import InputError
 
 
@@ -92,6 +94,9 @@ def _traced(
 
     trace = make_fx(function)(*arguments)
     _fold_constants(trace)
+    if torch.backends.mkldnn.is_available() and (processor() or "").startswith("AMD"):
+        _multiply_by_onednn(trace)
+    trace.recompile()
     replay = torch.compile(trace) if jit_compile else trace
     return torch.no_grad()(replay)  # what there was to differentiate is in the trace
 
@@ -148,10 +153,38 @@ def _fold_constants(trace: Any) -> None:
             trace.register_buffer(name, node.target(*of[0], **of[1]))
             with trace.graph.inserting_before(node):
                 folded = trace.graph.get_attr(name)
-            constants[folded] = getattr(trace, name)
+            folded.meta, constants[folded] = node.meta, getattr(trace, name)
             node.replace_all_uses_with(folded)
     trace.graph.eliminate_dead_code(lambda node: node.op != "get_attr" and changes(node))
-    trace.recompile()
+
+
+def _multiply_by_onednn(trace: Any) -> None:
+    """Has oneDNN do, in place, the products of all joints with the kernel that they share.
+
+    PyTorch has MKL do them, which on AMD's processors multiplies rows that are no whole number of
+    vectors, such as 417 or 723 channels, at half the rate: a step of the schemes with one kernel
+    for all joints takes 0.74 to 0.88 of what it did (4.2 M parameters, batch 256, two cores).
+    """
+    import torch
+
+    for node in trace.graph.find_nodes(op="call_function", target=torch.ops.aten.mm.default):
+        rows, product = node.args[0].meta["val"], node.meta["val"]
+        tall = len(rows) > max(rows.shape[1], product.shape[1])  # not so the kernel's gradient
+        if tall and product.device.type == "cpu" and product.dtype == torch.float32:
+            node.target = _onednn_product()
+
+
+@functools.cache
+def _onednn_product() -> Any:
+    """The product of two matrices by oneDNN, as one operation."""
+    import torch
+
+    @torch.library.custom_op("keras_wsgcn::onednn_product", mutates_args=())
+    def product(rows: torch.Tensor, kernel: torch.Tensor) -> torch.Tensor:
+        return torch.ops.mkldnn._linear_pointwise(rows, kernel.t(), None, "none", [], "")
+
+    product.register_fake(torch.mm)
+    return torch.ops.keras_wsgcn.onednn_product.default
 
 
 def _plain_step(model: keras.Model) -> Callable[..., Any]:
