@@ -10,6 +10,7 @@ all. Prints a table, writes a CSV.
 """
 
 import argparse
+import contextlib
 import importlib.util
 import json
 import os
@@ -17,7 +18,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -101,11 +102,14 @@ class Worker:
     def ask(self, **question) -> dict:
         assert self.process.stdin is not None
         assert self.process.stdout is not None
-        self.process.stdin.write(json.dumps(question) + "\n")
-        self.process.stdin.flush()
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.write(json.dumps(question) + "\n")
+            self.process.stdin.flush()
         for line in self.process.stdout:
             if line.startswith("{"):
                 return json.loads(line)
+        if (status := self.process.wait()) < 0:
+            return {"error": f"killed by signal {-status}, as where memory runs out"}
         raise InputError(
             f"`--backends` must be able to run. Received: a worker that ended with {question}"
         )
@@ -147,11 +151,10 @@ def cases(options: argparse.Namespace) -> list[dict]:
     return found
 
 
-def measure(options: argparse.Namespace) -> pd.DataFrame:
-    wanted = cases(options)
+def measure(wanted: list[dict], options: argparse.Namespace) -> Iterator[list[dict]]:
+    """Rows of one case after another."""
     also = {"torch_compiled": options.jit_compile, "peer": options.peer}
     names = [*options.backends, *(name for name, asked in also.items() if asked)]
-    rows = []
     for case in wanted:
         # New ones: what a process keeps of another case would count as memory of this one. And one
         # after another, so that none compiles while others are still importing.
@@ -166,7 +169,7 @@ def measure(options: argparse.Namespace) -> pd.DataFrame:
                     rounds[name].append(worker.time())
                     if error := rounds[name][-1].get("error"):  # such as too little memory
                         about[name]["error"] = error
-        size = sizes(case["scheme"], case["channels"])
+        size, rows = sizes(case["scheme"], case["channels"]), []
         for name, facts in about.items():
             times = [] if "error" in facts else rounds[name]
             medians = {k: statistics.median(t[k] for t in times) for k in (times or [{}])[0]}
@@ -175,8 +178,7 @@ def measure(options: argparse.Namespace) -> pd.DataFrame:
             precision = "float32" if name == "peer" else options.precision
             rows.append({**case, "runs": name, "precision": precision, **size, **medians, **facts})
             workers[name].close()
-        say(rows[-len(about) :])
-    return pd.DataFrame(rows).round(3)
+        yield rows
 
 
 def sizes(scheme: str, channels: int) -> dict[str, float]:
@@ -211,9 +213,13 @@ def table(frame: pd.DataFrame) -> pd.DataFrame:
 
 def main(argv: Sequence[str] | None = None) -> None:
     options = parse(argv)
-    frame = measure(options)
-    if options.output:
-        write_text(options.output, frame.to_csv(index=False))
+    rows = []
+    for of_case in measure(cases(options), options):
+        say(of_case)
+        rows += of_case
+        frame = pd.DataFrame(rows).round(3)
+        if options.output:  # what comes may take hours, or fail
+            write_text(options.output, frame.to_csv(index=False))
     print(f"\nOne training step, ms; medians of {options.rounds}\n")
     print(table(frame).to_string())
 

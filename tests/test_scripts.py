@@ -4,6 +4,8 @@ import dataclasses
 import importlib.util
 import json
 import re
+import subprocess
+import sys
 
 import benchmark
 import benchmark_exports
@@ -19,6 +21,7 @@ import serve as serve_command
 import train as train_command
 
 from keras_wsgcn import SCHEMES, count_flops
+from keras_wsgcn.errors import InputError
 from keras_wsgcn.recipes import RECIPES, TrainConfig
 
 SMALL = [
@@ -227,6 +230,24 @@ def test_the_benchmark_times_backend_limit_and_peer(tmp_path, capsys):
     assert (ours["precision"], peer["precision"]) == ("mixed_bfloat16", "float32")
     assert peer["step_ms"] > 0
     assert "pre_agg" in capsys.readouterr().out
+
+
+@pytest.mark.plain
+def test_a_worker_that_is_killed_is_an_error_of_its_row():
+    def worker(ending: str) -> benchmark.Worker:
+        made = object.__new__(benchmark.Worker)
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        made.process = subprocess.Popen([sys.executable, "-c", ending], **pipes)
+        return made
+
+    killed = worker("import os; os.kill(os.getpid(), 9)")
+    for _ in range(2):
+        assert killed.ask(measure="step") == {
+            "error": "killed by signal 9, as where memory runs out"
+        }
+    killed.close()
+    with pytest.raises(InputError, match="`--backends` must be able to run"):
+        worker("import no_such_module").ask(measure="step")
 
 
 @pytest.mark.skipif(keras.backend.backend() != "torch", reason="the others always compile")
