@@ -40,18 +40,23 @@ def look_up(argument: str, identifier: Any, table: Mapping[str, R], kind: type[R
     """The record behind a name in `table`, a record, or the dict of its `get_config()`.
 
     Raises:
-        InputError: if there is none; the message names `argument`.
+        InputError: if there is none, or an own one bears the name of another in `table`; the
+            message names `argument`.
     """
-    if isinstance(identifier, kind):
-        return identifier
-    if isinstance(identifier, Mapping):
-        return kind.from_config(identifier)
     if isinstance(identifier, str) and identifier in table:
         return table[identifier]
-    raise InputError(
-        f"`{argument}` must be one of {list(table)}, a {kind.__name__} or its config. "
-        f"Received: {argument}={shown(identifier)}"
-    )
+    record = kind.from_config(identifier) if isinstance(identifier, Mapping) else identifier
+    if not isinstance(record, kind):
+        raise InputError(
+            f"`{argument}` must be one of {list(table)}, a {kind.__name__} or its config. "
+            f"Received: {argument}={shown(identifier)}"
+        )
+    if table.get(record.name, record) != record:
+        raise InputError(
+            f"`{argument}` must have a name of its own where it differs from the library's "
+            f"{record.name!r}. Received: {argument}={shown(identifier)}"
+        )
+    return record
 
 
 def serialize(record: R, table: Mapping[str, R]) -> str | dict[str, Any]:

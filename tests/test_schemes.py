@@ -108,6 +108,14 @@ def test_refuses_unknown_rows(arguments):
         Scheme(**arguments)
 
 
+def test_an_own_scheme_has_a_name_of_its_own():
+    impostor = Scheme("pre_agg", split="self_others", per="source", equation="Eq. 5")
+    for identifier in (impostor, impostor.get_config()):
+        with pytest.raises(InputError, match=r"`scheme` .* name of its own .*'pre_agg'.*Received"):
+            schemes.get(identifier)
+    assert schemes.get(SCHEMES["pre_agg"].get_config()) == SCHEMES["pre_agg"]
+
+
 def test_get_names_the_choices():
     with pytest.raises(InputError, match=r"`scheme` must be one of .*no_sharing.*Received: "):
         schemes.get("sharing")

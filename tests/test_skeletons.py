@@ -99,6 +99,8 @@ def test_names_serialise_as_names_and_own_skeletons_as_records():
     assert skeletons.serialize(h36m_16) == "h36m_16"
     impostor = Skeleton("h36m_16", ("a", "b"), (-1, 0))
     assert isinstance(skeletons.serialize(impostor), dict)
+    with pytest.raises(InputError, match=r"`skeleton` .* name of its own .*'h36m_16'.*Received: "):
+        skeletons.get(impostor)
 
 
 @pytest.mark.parametrize(
