@@ -221,8 +221,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parse(argv)
     if options.worker:
         return work(options)
+    from keras_wsgcn.budget import solve_channels
+    from keras_wsgcn.errors import check_integer
     from keras_wsgcn.files import write_text
 
+    for name in ("cores", "rounds"):
+        check_integer(name, getattr(options, name), least=1)
+    solve_channels(options.scheme, options.budget)  # refuses what is out of reach
     frame = measure(options)
     print(frame.set_index("runtime").loc[:, "median_ms":"poses_per_s_at_1024"].to_string())
     if options.output:

@@ -20,6 +20,7 @@ import pandas as pd
 from cli import add_backends, run
 
 from keras_wsgcn import SCHEMES, build_model, load_model, save_model
+from keras_wsgcn.budget import solve_channels
 from keras_wsgcn.environment import environment
 from keras_wsgcn.errors import InputError
 from keras_wsgcn.exporting import FORMATS, TOLERANCE_M, ExportError, export
@@ -115,6 +116,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         for row in part(options, options.worker):
             print(json.dumps({**row, "keras": environment()["keras"]}), flush=True)
         return 0
+    for scheme in options.schemes:
+        solve_channels(scheme, options.budget)  # refuses what is out of reach
     frame = measure(options)
     table = frame.pivot_table("parity_m", ["scheme", "saved_by"], "format", sort=False)
     print("\nLargest difference of a coordinate to the saved model's, in micrometres\n")

@@ -60,6 +60,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if of_data and not options.data:
         named = ", ".join(f"--{name}" for name in of_data)
         raise InputError(f"`--data` must be given with {named}. Received: data=None")
+    if options.data and not options.int8:
+        raise InputError(f"`--int8` must be given with --data. Received: --data {options.data}")
     model = find_model(options.model)
     data = None
     if options.data:

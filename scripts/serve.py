@@ -35,7 +35,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--rest-port", type=int, default=REST_PORT, help=f"default: {REST_PORT}")
     parser.add_argument("--grpc-port", type=int, default=GRPC_PORT, help=f"default: {GRPC_PORT}")
-    parser.add_argument("--image", default=IMAGE, help=f"of TensorFlow Serving (default: {IMAGE})")
+    parser.add_argument("--image", help=f"of TensorFlow Serving (default: {IMAGE})")
     parser.add_argument(
         "--stand-in",
         action="store_true",
@@ -49,11 +49,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parse(argv)
     if options.name and not options.model:
         raise InputError(f"`MODEL` must be given with --name. Received: --name {options.name}")
+    if options.image and options.stand_in:
+        raise InputError(
+            f"`--image` must be left out with --stand-in. Received: --image {options.image}"
+        )
+    image = options.image or IMAGE
     ports = {"rest_port": options.rest_port, "grpc_port": options.grpc_port}
     if options.stand_in:  # checked before the work
         check_ports(0, **ports)
     else:
-        docker_command(options.folder, image=options.image, **ports)
+        docker_command(options.folder, image=image, **ports)
     name = None
     if options.model:
         name = check_name(options.name or Path(options.model).stem)
@@ -65,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if options.stand_in:
         return stand_in(options.folder, name, ports)
     print("\nTensorFlow Serving:\n")
-    print(f"  {docker_command(options.folder, image=options.image, **ports)}")
+    print(f"  {docker_command(options.folder, image=image, **ports)}")
     print_queries(name, **ports)
     return None
 

@@ -50,6 +50,23 @@ def test_a_difference_is_a_status(monkeypatch):
     assert check_exports.main([]) == 0
 
 
+@pytest.mark.parametrize(
+    ("script", "options", "error"),
+    [
+        (benchmark_exports, ["--rounds", "0"], "`rounds` must be an integer of at least 1"),
+        (benchmark_exports, ["--cores", "0"], "`cores` must be an integer of at least 1"),
+        (benchmark_exports, ["--budget", "1"], "`budget` must be"),
+        (check_exports, ["--budget", "1"], "`budget` must be"),
+        (export, ["m.keras", "m.tflite", "--data", "cmu24"], "`--int8` must be given with --data"),
+    ],
+)
+def test_what_is_wrong_is_refused_before_the_work(script, options, error, monkeypatch, capsys):
+    if script is not export:
+        monkeypatch.setattr(script, "measure", None)
+    assert cli.run(script.main, options) == 2
+    assert f"error: {error}" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_the_benchmark(tmp_path):
     output = tmp_path / "speed.csv"

@@ -254,6 +254,12 @@ def test_what_is_no_port_is_refused_before_a_model_is_loaded(port, tmp_path, cap
     assert "`grpc_port` must be at most 65535" in capsys.readouterr().err
 
 
+def test_an_image_is_for_no_stand_in(tmp_path, capsys):
+    arguments = ["none.keras", "--folder", str(tmp_path), "--stand-in", "--image", "mine:1"]
+    assert cli.run(serve_command.main, arguments) == 2
+    assert "`--image` must be left out with --stand-in" in capsys.readouterr().err
+
+
 # --- configuration -------------------------------------------------------------------------------
 
 
