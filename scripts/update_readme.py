@@ -7,6 +7,7 @@ import argparse
 import re
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import benchmark
@@ -29,6 +30,7 @@ BUDGETS = (4.2e6, 2.1e6, 1.05e6)
 STUDIES = ROOT / "studies"
 RESULTS = STUDIES / "results" / "cmu24_recipe.csv"
 STEPS = STUDIES / "results" / "training_speed.csv"
+STEPS_AMD = STUDIES / "results" / "training_speed_amd.csv"
 README_BATCH = 256  # of the rows that the README shows
 PARITY = STUDIES / "results" / "export_parity.csv"
 EXPORT_SPEED = STUDIES / "results" / "export_speed.csv"
@@ -76,8 +78,8 @@ def results_table() -> str:
     return markdown.table(["scheme", "channels", "parameters", "gain", *columns], rows)
 
 
-def steps_table() -> str:
-    frame = pd.read_csv(STEPS)
+def steps_table(path: Path) -> str:
+    frame = pd.read_csv(path)
     frame = frame[frame["batch"] == README_BATCH]
     table = benchmark.table(frame).reset_index().drop(columns="batch")
     ratios = ("share of their rate", "peer / best", "peer / slowest")
@@ -117,7 +119,8 @@ def exports_table() -> str:
 BLOCKS = {
     "schemes": schemes_table,
     "results": results_table,
-    "steps": steps_table,
+    "steps": partial(steps_table, STEPS),
+    "steps-amd": partial(steps_table, STEPS_AMD),
     "parity": parity_table,
     "exports": exports_table,
 }
