@@ -6,7 +6,7 @@ With --check it writes nothing, and fails where one of them is out of date.
 import argparse
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -116,7 +116,7 @@ def exports_table() -> str:
     return markdown.table(columns, rows)
 
 
-BLOCKS = {
+BLOCKS: dict[str, Callable[[], str]] = {
     "schemes": schemes_table,
     "results": results_table,
     "steps": partial(steps_table, STEPS),
