@@ -10,6 +10,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_wsgcn.alignment import align, best_scale
 from keras_wsgcn.errors import InputError
 
 MM_PER_METRE = 1000.0
@@ -17,9 +18,6 @@ MM_PER_METRE = 1000.0
 AUC_THRESHOLDS_MM = tuple(range(0, 151, 5))
 # Poses in work at a time: few enough for the cache of a core, many enough for NumPy to be quick.
 _CHUNK = 2048
-# Squarings of Horn's matrix. What is left of the second best rotation shrinks by
-# exp(-gap * 2**_SQUARINGS), where `gap` is their relative distance: 32 tell apart gaps of 1e-8.
-_SQUARINGS = 32
 
 
 # --- on NumPy arrays ----------------------------------------------------------------------------
@@ -174,7 +172,7 @@ def procrustes_align(y_true: Any, y_pred: Any) -> np.ndarray:
     Reference:
         Horn, Closed-form solution of absolute orientation using unit quaternions, JOSA A, 1987.
     """
-    return _per_pose(lambda *poses: np.moveaxis(_align(*poses), (0, 1), (-1, -2)), y_true, y_pred)
+    return _per_pose(lambda *poses: np.moveaxis(align(*poses), (0, 1), (-1, -2)), y_true, y_pred)
 
 
 def _per_pose(function: Callable, y_true: Any, y_pred: Any, **arguments: Any) -> np.ndarray:
@@ -239,11 +237,11 @@ def _mpjpe(xp: Any, x: Any, y: Any) -> Any:
 
 
 def _p_mpjpe(xp: Any, x: Any, y: Any) -> Any:
-    return _mpjpe(xp, x, _align(xp, x, y))
+    return _mpjpe(xp, x, align(xp, x, y))
 
 
 def _n_mpjpe(xp: Any, x: Any, y: Any) -> Any:
-    return _mpjpe(xp, x, _best_scale(xp, x, y) * y)
+    return _mpjpe(xp, x, best_scale(xp, x, y) * y)
 
 
 def _pck(xp: Any, x: Any, y: Any, threshold_mm: float) -> Any:
@@ -260,101 +258,40 @@ def _percent_below(xp: Any, distances: Any, threshold: float) -> Any:
     return 100.0 * xp.mean(distances < threshold, axis=0)
 
 
-def _align(xp: Any, x: Any, y: Any) -> Any:
-    """The poses y moved onto x; see `procrustes_align`. All are `(3, joints, ...)`."""
-    x, spread, centre = _unit_spread(xp, x)
-    y, _, _ = _unit_spread(xp, y)
-    rotated = _rotate(xp, _best_rotation(xp, x, y), y)
-    return centre + spread * _best_scale(xp, x, rotated) * rotated
-
-
-def _unit_spread(xp: Any, x: Any) -> tuple[Any, Any, Any]:
-    """Centred joints divided by their spread, 0 for a point; the spread `(...)`; the centre.
-
-    The products of large or of tiny coordinates then neither overflow nor vanish.
-    """
-    rounding = 8 * _epsilon(x) * xp.max(xp.abs(x), axis=(0, 1))
-    centre = xp.mean(x, axis=1, keepdims=True)
-    spread = xp.max(xp.abs(x - centre), axis=(0, 1))
-    is_point = spread <= rounding
-    unit = (x - centre) / xp.where(is_point, xp.ones_like(spread), spread)
-    return xp.where(is_point, xp.zeros_like(x), unit), spread, centre
-
-
-def _epsilon(x: Any) -> float:
-    return float(np.finfo(keras.backend.standardize_dtype(x.dtype)).eps)
-
-
-def _best_scale(xp: Any, x: Any, y: Any) -> Any:
-    """The factor `(...)` that brings y nearest to x, 0 where y is 0."""
-    square = xp.sum(y * y, axis=(0, 1))
-    # Where y is 0, so is the numerator.
-    return xp.sum(x * y, axis=(0, 1)) / xp.where(square == 0, xp.ones_like(square), square)
-
-
-def _best_rotation(xp: Any, x: Any, y: Any) -> Any:
-    """The unit quaternions `(4, ...)` of the rotations that bring y nearest to x.
-
-    Each is the eigenvector of Horn's symmetric 4x4 matrix to its largest eigenvalue. Shifted to
-    have no negative eigenvalue and squared again and again, the matrix tends to the projection
-    onto that vector: a fixed number of sums and products, on every backend and compiled or not.
-    """
-    horn, norm = _horn_matrix(xp, x, y)
-    identity = xp.reshape(xp.eye(4, dtype=x.dtype), (4, 4) + (1,) * (len(x.shape) - 2))
-    # No eigenvalue is below -sqrt(3) |cross covariance|; the epsilon lets a zero matrix pass.
-    shift = 3**0.5 * norm + _epsilon(x)
-    power = horn + shift * identity
-    for _ in range(_SQUARINGS):
-        power = power / xp.sum(identity * power, axis=(0, 1))
-        power = xp.sum(power[:, :, None] * power[None], axis=1)
-    # Every column is a multiple of the eigenvector; that of the largest diagonal entry is the
-    # most exact. It is an eigenvector, too, where several share the largest eigenvalue.
-    diagonal = xp.stack([power[i, i] for i in range(4)])
-    largest = xp.argmax(diagonal, axis=0)
-    column = xp.take_along_axis(power, largest[None, None], axis=1)[:, 0]
-    column = column / xp.max(xp.abs(column), axis=0)
-    return column / xp.sqrt(xp.sum(column * column, axis=0))
-
-
-def _horn_matrix(xp: Any, x: Any, y: Any) -> tuple[Any, Any]:
-    """Horn's matrix `(4, 4, ...)` and the Frobenius norm `(...)` of the cross covariance."""
-    s = [[xp.sum(y[a] * x[b], axis=0) for b in range(3)] for a in range(3)]
-    (xx, xy, xz), (yx, yy, yz), (zx, zy, zz) = s
-    rows = [
-        [xx + yy + zz, yz - zy, zx - xz, xy - yx],
-        [yz - zy, xx - yy - zz, xy + yx, zx + xz],
-        [zx - xz, xy + yx, yy - xx - zz, yz + zy],
-        [xy - yx, zx + xz, yz + zy, zz - xx - yy],
-    ]
-    norm = xp.sqrt(sum(entry * entry for row in s for entry in row))
-    return xp.stack([xp.stack(row) for row in rows]), norm
-
-
-def _rotate(xp: Any, quaternion: Any, y: Any) -> Any:
-    """Each joint v of y becomes v + 2 q x (q x v + w v), with the quaternion (w, q)."""
-    w, q = quaternion[0], quaternion[1:]
-    return y + 2.0 * _cross(xp, q, _cross(xp, q, y) + w * y)
-
-
-def _cross(xp: Any, q: Any, y: Any) -> Any:
-    return xp.stack([q[a - 2] * y[a - 1] - q[a - 1] * y[a - 2] for a in range(3)])
-
-
 # --- as Keras metrics ---------------------------------------------------------------------------
 
 
-class _PoseMetric(keras.metrics.Mean):
-    """The mean over poses of one of the errors above, computed in float32 or wider."""
+class _FittingMean(keras.metrics.Mean):
+    """A mean that refuses weights, or a mask, which are of other things than its values."""
 
-    _error: Callable  # set by each subclass
-    _joint_errors: Callable | None = None  # (joints, batch, ...), where joints can be weighted
+    def update_state(self, values: Any, sample_weight: Any = None) -> None:
+        weights: tuple[int | None, ...] = tuple(np.shape(sample_weight))
+        more, last = len(weights) - len(values.shape), weights[-1] if weights else 1
+        equal = more == 0 and (last in (None, 1) or values.shape[-1] in (None, last))
+        if not (more < 0 or equal or (more == 1 and last == 1)):
+            raise InputError(
+                "`sample_weight`, or a mask, must be a number for each pose, or, for MPJPE, each "
+                f"joint. Received: sample_weight.shape={weights} for errors {tuple(values.shape)}"
+            )
+        super().update_state(values, sample_weight=sample_weight)
+
+
+class _PoseMetric(keras.metrics.MeanMetricWrapper, _FittingMean):
+    """The mean of one of the errors above, over poses `(batch, ..., joints, 3)` in metres.
+
+    Its base leaves out what Keras masks, as Keras's own losses and metrics do.
+    """
+
+    _errors: Callable  # set by each subclass: of each pose, or of each joint of it, joints last
     _direction = "down"  # Keras's callbacks read it: less is better
 
-    def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
-        """Adds the poses `(batch, ..., joints, 3)` in metres, weighted by `sample_weight`.
+    def __init__(self, name: str, dtype: Any):
+        super().__init__(self._checked_errors, name=name, dtype=dtype)
 
-        A weight for each pose, or for `MPJPE` for each joint, `(batch, ..., joints)`.
-        """
+    def get_config(self) -> dict[str, Any]:
+        return {"name": self.name, "dtype": self.dtype}
+
+    def _checked_errors(self, y_true: Any, y_pred: Any) -> Any:
         y_true, y_pred = ops.convert_to_tensor(y_true), ops.convert_to_tensor(y_pred)
         # Unequal shapes would broadcast against each other, to a plausible number.
         sizes = list(zip(y_true.shape, y_pred.shape, strict=False))
@@ -366,19 +303,8 @@ class _PoseMetric(keras.metrics.Mean):
             )
         # Half precision would round the errors to 0.5 mm and more.
         dtype = keras.backend.result_type(y_true.dtype, y_pred.dtype, "float32")
-        x, y = (_coordinates_first(ops, ops.cast(tensor, dtype)) for tensor in (y_true, y_pred))
-        errors, joints = type(self)._error(ops, x, y), y_true.shape[-2]
-        weights: tuple[int | None, ...] = tuple(np.shape(sample_weight))
-        if len(weights) == len(errors.shape) + 2 and weights[-1] == 1:  # a mask
-            sample_weight, weights = ops.squeeze(sample_weight, axis=-1), weights[:-1]
-        if len(weights) > len(errors.shape) and weights[-1] != 1:
-            if (each := type(self)._joint_errors) is None or weights[-1] not in (None, joints):
-                raise InputError(
-                    "`sample_weight` must be a number for each pose, or, for MPJPE, each joint. "
-                    f"Received: sample_weight.shape={weights} for {tuple(y_true.shape)}"
-                )
-            errors = ops.moveaxis(each(ops, x, y), 0, -1)
-        super().update_state(errors, sample_weight=sample_weight)
+        poses = (_coordinates_first(ops, ops.cast(tensor, dtype)) for tensor in (y_true, y_pred))
+        return type(self)._errors(ops, *poses)
 
 
 @keras.saving.register_keras_serializable(package="keras_wsgcn")
@@ -396,8 +322,7 @@ class MPJPE(_PoseMetric):
     >>> model.compile(optimizer="adam", loss="mse", metrics=[MPJPE(), PMPJPE()])
     """
 
-    _error = staticmethod(_mpjpe)
-    _joint_errors = staticmethod(_distances_mm)
+    _errors = staticmethod(lambda xp, x, y: xp.moveaxis(_distances_mm(xp, x, y), 0, -1))
 
     def __init__(self, name: str = "mpjpe_mm", dtype: Any = None):
         super().__init__(name=name, dtype=dtype)
@@ -414,7 +339,7 @@ class PMPJPE(_PoseMetric):
         dtype: dtype of the mean; the errors are computed in float32 or wider.
     """
 
-    _error = staticmethod(_p_mpjpe)
+    _errors = staticmethod(_p_mpjpe)
 
     def __init__(self, name: str = "p_mpjpe_mm", dtype: Any = None):
         super().__init__(name=name, dtype=dtype)

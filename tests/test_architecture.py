@@ -12,7 +12,10 @@ PACKAGE = ROOT / "keras_wsgcn"
 
 # Each module knows only those before it, and the data modules no model.
 PLAIN = ("errors", "files", "markdown", "records", "skeletons", "schemes", "budget")
-KERAS = ("ops", "per_kernel", "layers", "models", "hdf5", "declared_size", "screening", "saving")
+KERAS = (
+    "alignment", "ops", "per_kernel", "layers", "models", "hdf5", "declared_size", "screening",
+    "saving",
+)  # fmt: skip
 DATA = (
     "data.cameras", "data.human36m_cameras", "data.views", "data.archive", "data.poses",
     "data.activities", "data.bodies",
@@ -50,7 +53,7 @@ def allowed(name):
     if name in KERAS:
         return (*PLAIN, *KERAS[: KERAS.index(name)], *(["metrics"] if name == "saving" else []))
     if name == "metrics":
-        return PLAIN
+        return (*PLAIN, "alignment")
     if name in DATA:
         return (*PLAIN, *DATA[: DATA.index(name)])
     return (*PLAIN, *KERAS, *DATA, "metrics", *LAST[: LAST.index(name)])

@@ -304,8 +304,26 @@ def test_mpjpe_weighs_joints_and_p_mpjpe_cannot(rng):
     logs = model.evaluate(y_pred, y_true, sample_weight=weight, verbose=0, return_dict=True)
     assert logs["mpjpe_mm"] == pytest.approx(expected, abs=1e-3)
     for metric, wrong in ((PMPJPE, weight), (MPJPE, weight[:, :15])):
-        with pytest.raises(InputError, match="`sample_weight` must be a number for each pose"):
+        with pytest.raises(InputError, match=r"`sample_weight`, .* must be a number for each pose"):
             metric()(y_true, y_pred, sample_weight=wrong)
+
+
+def test_what_keras_masks_is_left_out(rng):
+    inputs, y_true = rng.uniform(1, 2, (8, 16, 2)), rng.uniform(-1, 1, (8, 16, 3))
+    inputs[:, 10:] = 0.0
+    y_true[:, 10:] = 100.0  # of joints that nobody saw
+    model = keras.Sequential([keras.Input((16, 2)), keras.layers.Masking(), keras.layers.Dense(3)])
+    model.compile(loss="mse", metrics=[MPJPE()])
+    logs = model.evaluate(inputs, y_true, verbose=0, return_dict=True)
+    y_pred, weight = model(inputs), np.arange(8.0)
+    errors = metrics.mpjpe(y_true[:, :10], model.predict(inputs, verbose=0)[:, :10])
+    assert logs["mpjpe_mm"] == pytest.approx(errors.mean(), rel=1e-5)
+    for weights in (weight[:, None], np.repeat(weight[:, None], 16, axis=1)):
+        result = float(MPJPE()(y_true, y_pred, sample_weight=weights))
+        assert result == pytest.approx(np.average(errors, weights=weight), rel=1e-5)
+    model.compile(loss="mse", metrics=[PMPJPE()])
+    with pytest.raises(InputError, match="a mask, must be a number for each pose"):
+        model.evaluate(inputs, y_true, verbose=0)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
