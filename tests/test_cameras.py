@@ -66,6 +66,29 @@ def test_sees_only_what_is_inside_and_far_enough():
     assert not camera().sees(np.array([0.88, 0, 2.0]))
 
 
+def test_no_lens_sees_beyond_where_its_polynomial_turns_back():
+    """The coefficients of a wide lens, of the size of KITTI's."""
+    at = camera(
+        radial=(-0.373, 0.204, -0.0723), focal_length=(984.0, 984.0),
+        principal_point=(690.0, 250.0), image_size=(1392, 512),
+    )  # fmt: skip
+    angles = np.radians([0, 30, 58])
+    points = 6 * np.stack([np.sin(angles), 0 * angles, np.cos(angles)], axis=-1)
+    pixels = at.project(points)
+    assert ((pixels > 0) & (pixels < (1392, 512))).all()  # the last comes back into the image
+    assert at.sees(points).tolist() == at.is_before(points).tolist() == [True, True, False]
+
+
+def test_pixels_of_no_point_are_nan_and_all_others_exact(rng):
+    at = camera(radial=(-0.27, 0.11, -0.02), focal_length=(880.0, 880.0), image_size=(1920, 1080))
+    pixels = rng.uniform(0, 1, (2000, 2)) * (1920, 1080)
+    points = at.unproject(pixels, np.full(2000, 3.0))
+    found = np.isfinite(points).all(axis=-1)
+    assert 0.5 < found.mean() < 1
+    np.testing.assert_allclose(at.project(points[found]), pixels[found], atol=0.1)
+    assert at.is_before(points[found]).all()
+
+
 @pytest.mark.parametrize(
     ("changes", "argument"),
     [

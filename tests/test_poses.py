@@ -85,12 +85,22 @@ def test_people_stand_upright_in_the_picture(poses):
 def test_frames_that_leave_the_image_are_dropped_and_counted():
     positions = np.zeros((10, 17, 3), np.float32) + (0, 0, 1)
     positions[:, 1:] += np.linspace(0, 0.5, 16)[:, None] * (0, 0, 1)
-    positions[7] += (0, 0, 30)  # far above the image
+    positions[7] += (0, 0, 4)  # above the image
     archive = MotionArchive(h36m_17, (Motion(positions, 1, "Standing", "01"),))
     seen = observe(archive, four_cameras)
     assert len(seen) == 36
     assert seen.dropped == 4
+    assert seen.subset(seen.frame > 7).dropped == 0
     assert 7 not in seen.frame
+    assert 7 in observe(archive, four_cameras, keep_unseen=True).frame
+
+
+def test_nobody_is_seen_through_the_back_of_a_camera():
+    away = Camera.look_at((0, 5, 1.6), (0, 9, 1), focal_length=1145.0, image_size=(1000, 1000))
+    archive = generate_motions(subjects=1, takes=1, seconds=1)
+    for keep_unseen in (False, True):
+        with pytest.raises(InputError, match="`archive` must hold a frame that a camera sees"):
+            observe(archive, lambda motion: [away], keep_unseen=keep_unseen)
 
 
 def test_noise_is_added_in_pixels_and_reproducible(archive, poses):
@@ -225,6 +235,17 @@ def test_the_benchmark_s_own_counts(shared_data):
     assert set(splits.validation.subject.tolist()) == {3, 17, 131, 135}
     assert len(set(splits.train.subject.tolist())) == 12
     assert len(set(splits.test.action.tolist())) == 13
+
+
+def test_each_part_of_the_benchmark_has_noise_of_its_own(shared_data):
+    clean, noisy = (
+        load_cmu24(shared_data / "cmu17_30fps.npz", stride=120, noise_px=noise) for noise in (0, 5)
+    )
+    noise = {
+        part: (getattr(noisy, part).pose2d - getattr(clean, part).pose2d).ravel()[:9000]
+        for part in ("train", "validation", "test")
+    }
+    assert (abs(np.corrcoef(list(noise.values()))[np.triu_indices(3, 1)]) < 0.1).all()
 
 
 def test_the_archive_must_be_found(monkeypatch):

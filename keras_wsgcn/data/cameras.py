@@ -1,5 +1,6 @@
 """Cameras: world to camera to pixels to normalised screen coordinates, and all the way back."""
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,6 +9,7 @@ from keras_wsgcn.errors import InputError, check_numbers, shown
 
 # Newton-like steps for inverting a lens distortion; each gains about two digits on real lenses.
 _UNDISTORT_STEPS = 30
+_UNDISTORT_ERROR = 1e-4  # on the plane z = 1: a tenth of a pixel at a focal length of 1000
 
 
 @dataclass(frozen=True)
@@ -114,13 +116,35 @@ class Camera:
         return self._distort(flat) * self.focal_length + self.principal_point
 
     def unproject(self, pixels: np.ndarray, depth: np.ndarray) -> np.ndarray:
-        """The inverse of `project`: `(..., 2)` pixels at `(...)` metres of depth, `(..., 3)`."""
+        """The inverse of `project`: `(..., 2)` pixels at `(...)` metres of depth, `(..., 3)`.
+
+        NaN where no point before the lens's turning point has such pixels, or none is found.
+        """
         flat = self._undistort((np.asarray(pixels) - self.principal_point) / self.focal_length)
         depth = np.asarray(depth)[..., None]
         return np.concatenate([flat * depth, np.broadcast_to(depth, (*flat.shape[:-1], 1))], -1)
 
+    def is_before(self, points: np.ndarray, *, nearest: float = 1.0) -> np.ndarray:
+        """Whether points `(..., 3)` of the camera frame lie in front of it, where its lens maps.
+
+        A lens with radial distortion maps up to an angle at which its polynomial turns back: from
+        there on, points would come into the image again.
+
+        Args:
+            points: metres.
+            nearest: metres from the camera plane below which a point does not count.
+
+        Returns:
+            `(...)` booleans.
+        """
+        points = np.asarray(points)
+        far_enough = points[..., 2] >= nearest
+        depth = np.where(far_enough, points[..., 2], 1.0)
+        square = (points[..., :2] ** 2).sum(axis=-1) / depth**2
+        return far_enough & (square < self._turning_point)
+
     def sees(self, points: np.ndarray, *, nearest: float = 1.0) -> np.ndarray:
-        """Whether points `(..., 3)` of the camera frame are in the image and far enough.
+        """Whether points `(..., 3)` of the camera frame are before it and in the image.
 
         Args:
             points: metres.
@@ -129,12 +153,17 @@ class Camera:
         Returns:
             `(...)` booleans.
         """
-        depth = np.asarray(points)[..., 2]
-        far_enough = depth >= nearest
-        safe = np.where(far_enough[..., None], points, (0.0, 0.0, 1.0))
-        pixels = self.project(safe)
+        before = self.is_before(points, nearest=nearest)
+        pixels = self.project(np.where(before[..., None], points, (0.0, 0.0, 1.0)))
         inside = ((pixels >= 0) & (pixels <= np.asarray(self.image_size))).all(axis=-1)
-        return far_enough & inside
+        return before & inside
+
+    @functools.cached_property
+    def _turning_point(self) -> float:
+        """Of the plane z = 1, the squared radius from which the lens's polynomial falls."""
+        k1, k2, k3 = self.radial
+        roots = np.roots([7 * k3, 5 * k2, 3 * k1, 1.0])  # of the slope of r (1 + k1 r^2 + ...)
+        return min((root.real for root in roots if not root.imag and root.real > 0), default=np.inf)
 
     def _distortion(self, flat: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The factor and the offset by which the lens moves a point of the plane z = 1."""
@@ -168,6 +197,9 @@ class Camera:
             for _ in range(_UNDISTORT_STEPS):
                 factor, offset = self._distortion(flat)
                 flat = (distorted - offset) / factor
+            missed = np.abs(self._distort(flat) - distorted).max(axis=-1) > _UNDISTORT_ERROR
+            missed |= (flat**2).sum(axis=-1) >= self._turning_point
+            flat = np.where(missed[..., None], np.nan, flat)
         return flat
 
 

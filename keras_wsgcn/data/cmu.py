@@ -15,7 +15,7 @@ import numpy as np
 from keras_wsgcn.data.archive import Motion, MotionArchive, load_archive
 from keras_wsgcn.data.cameras import Camera
 from keras_wsgcn.data.poses import PoseDataset, Splits, observe
-from keras_wsgcn.errors import InputError, check_choice
+from keras_wsgcn.errors import InputError, check_choice, check_integer
 from keras_wsgcn.files import digest_of
 
 DATA_VARIABLE = "KERAS_WSGCN_DATA"
@@ -153,6 +153,7 @@ def load_cmu24(
     stride: int = 1,
     train_cameras: str = "four",
     mixed_trunks: bool = False,
+    seed: int = 0,
     **options,
 ) -> Splits:
     """Loads the CMU-24 benchmark.
@@ -164,6 +165,7 @@ def load_cmu24(
             Validation and test are always seen by the four.
         mixed_trunks: whether every second camera sees the trunk as detectors do, in training and
             validation; see `with_detector_trunk`.
+        seed: of the noise, which goes on from one part to the next.
         **options: further arguments of `observe`, such as `skeleton` or `noise_px`.
 
     Returns:
@@ -173,6 +175,7 @@ def load_cmu24(
         InputError: if the archive cannot be found or read, or lacks a subject.
     """
     check_choice("train_cameras", train_cameras, CAMERAS)
+    check_integer("seed", seed, least=0)
     path = find_archive(path)
     archive = load_archive(path)
     people = {motion.subject for motion in archive.motions}
@@ -182,12 +185,15 @@ def load_cmu24(
             f"Received: path={str(path)!r}"
         )
 
+    rng = np.random.default_rng(seed)
+
     def part(subjects, cameras=four_cameras):
         motions = tuple(motion for motion in archive.motions if motion.subject in subjects)
-        return observe(MotionArchive(archive.skeleton, motions), cameras, stride=stride, **options)
+        seen = MotionArchive(archive.skeleton, motions)
+        return observe(seen, cameras, stride=stride, seed=rng, **options)
 
     train = part(TRAIN_SUBJECTS, CAMERAS[train_cameras])
-    validation = part(VALIDATION_SUBJECTS)
+    validation, test = part(VALIDATION_SUBJECTS), part(TEST_SUBJECTS)
     if mixed_trunks:
         train, validation = (
             with_detector_trunk(poses, poses.camera % 2 == 1) for poses in (train, validation)
@@ -196,7 +202,7 @@ def load_cmu24(
         name="cmu24",
         train=train,
         validation=validation,
-        test=part(TEST_SUBJECTS),
+        test=test,
         seen_actions=SEEN_ACTIONS,
         digest=digest_of(path),
     )

@@ -93,13 +93,16 @@ class PoseDataset:
         return len(self.pose2d)
 
     def subset(self, rows: np.ndarray) -> "PoseDataset":
-        """The poses that `rows` selects: a boolean mask, indices or a slice."""
+        """The poses that `rows` selects: a boolean mask, indices or a slice.
+
+        Views that were dropped are not counted of a part.
+        """
         arrays = {
             field.name: getattr(self, field.name)[rows]
             for field in fields(self)
             if field.name not in ("skeleton", "dropped")
         }
-        return replace(self, **arrays)
+        return replace(self, **arrays, dropped=0)
 
     def of_subjects(self, subjects: Iterable[int]) -> "PoseDataset":
         """The poses of some subjects.
@@ -213,7 +216,7 @@ def observe(
 ) -> PoseDataset:
     """Sees motions through cameras: projects, normalises, and makes targets relative to the root.
 
-    A frame with a joint outside the image, or nearer than 1 m to the camera plane, is dropped for
+    A frame with a joint outside the image, or not 1 m in front of the camera plane, is dropped for
     that camera; the count is in `PoseDataset.dropped`. Stored 2D poses are all taken.
 
     Args:
@@ -223,7 +226,7 @@ def observe(
         stride: every how many frames one is taken.
         noise_px: standard deviation of Gaussian detector noise on the 2D input, pixels.
         seed: of the noise, or the generator to draw it from.
-        keep_unseen: whether to keep the frames that a camera does not see whole.
+        keep_unseen: whether to keep the frames with a joint outside the image.
 
     Returns:
         The poses, ordered by motion, camera and frame.
@@ -255,9 +258,9 @@ def observe(
             if stored is not None:
                 pixels = stored[::stride, joints]
             else:
-                if not keep_unseen:
-                    seen = np.all(camera.sees(points), axis=1)
-                    points = points[seen]
+                sees = camera.is_before if keep_unseen else camera.sees
+                seen = np.all(sees(points), axis=1)
+                points = points[seen]
                 pixels = camera.project(points)
             dropped += int((~seen).sum())
             if noise_px:
