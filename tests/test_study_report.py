@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import cli
@@ -14,7 +15,7 @@ import report_study
 import run_study
 import train as train_command
 
-from keras_wsgcn.studies.report import PAPER_RESULTS, costs, errors_table, sections
+from keras_wsgcn.studies.report import PAPER_RESULTS, costs, drawings, errors_table, sections
 from keras_wsgcn.studies.results import StudyResults, read_nothing
 from keras_wsgcn.studies.spec import StudySpec
 
@@ -185,6 +186,18 @@ def test_errors_are_means_and_deviations_over_seeds():
     assert table.loc["no_sharing", "test"] == "60.0"
     assert table["seeds"].tolist() == ["2 of 2", "1 of 2"]
     assert "paper: test" not in table
+
+
+def test_errors_on_human36m_are_means_over_actions():
+    spec, results = made_up({"pre_agg": [50.0]})
+    runs = results.runs.assign(test_action_mean_mpjpe_mm=40.0, test_action_mean_p_mpjpe_mm=30.0)
+    assert errors_table(spec, replace(results, runs=runs))["test"].tolist() == ["50.0"]
+    results = replace(results, runs=runs.assign(keypoints="gt"))
+    table = errors_table(spec, results)
+    assert table[["test", "protocol 2"]].to_numpy().tolist() == [["40.0", "30.0"]]
+    assert "means over actions of their" in sections(spec, results, "x")[1].text
+    _, drawing = drawings(spec, results)["errors"]
+    assert drawing.args[0]["test_mpjpe_mm"].tolist() == [40.0]
 
 
 def test_the_papers_numbers_stand_beside_the_same_model():

@@ -15,7 +15,6 @@ from typing import Any
 import pandas as pd
 
 from keras_wsgcn import markdown, schemes, skeletons
-from keras_wsgcn.data.sources import SOURCES
 from keras_wsgcn.files import write_text
 from keras_wsgcn.studies import figures
 from keras_wsgcn.studies.claims import check_claims, is_repeated, summarise_claims
@@ -58,7 +57,7 @@ def sections(spec: StudySpec, results: StudyResults, command: str) -> list[Secti
             parts.append(Section("The Pareto front over all schemes", table=front))
         parts.append(Section("What mattered", text=_IMPORTANCE, table=importance_table(results)))
     else:
-        means = "over actions" if _has_action_means(spec) else "over test subjects"
+        means = "over actions" if _has_action_means(results) else "over test subjects"
         text = _ERRORS.format(means=means)
         parts.append(Section("Errors", text=text, table=errors_table(spec, results)))
         parts += _conclusions(spec, results)
@@ -98,9 +97,10 @@ _IMPORTANCE = (
 )
 
 
-def _has_action_means(spec: StudySpec) -> bool:
+def _has_action_means(results: StudyResults) -> bool:
     """Whether test errors are averaged as the paper's, on Human3.6M: over its actions."""
-    return spec.paper_table is not None and spec.data["source"] not in SOURCES
+    keypoints = results.runs.get("keypoints")
+    return keypoints is not None and bool(keypoints.fillna("").astype(bool).any())
 
 
 def _size_of(spec: StudySpec) -> str:
@@ -157,7 +157,7 @@ def costs(spec: StudySpec) -> pd.DataFrame:
 
 def errors_table(spec: StudySpec, results: StudyResults) -> pd.DataFrame:
     """One row a cell: its errors over seeds, and the paper's."""
-    rows, mean = [], "action_mean_" if _has_action_means(spec) else ""
+    rows, mean = [], "action_mean_" if _has_action_means(results) else ""
     tuned = ["learning_rate", "kernel_gain", "weight_decay"] if spec.tuned_by else []
     begun = results.runs[results.runs["trial"].notna()]
     known = begun.reindex(columns=[n for n in SETTINGS if n not in (*tuned, "budget", "seed")])
@@ -271,10 +271,12 @@ def drawings(spec: StudySpec, results: StudyResults) -> dict[str, tuple[str, Cal
     if not len(results.finished):
         return {}
     if not spec.search:
+        if _has_action_means(results):
+            runs = runs.assign(test_mpjpe_mm=runs["test_action_mean_mpjpe_mm"])
         return {
             "errors": (
                 "Test error against parameters",
-                lambda path: figures.plot_error_against_params(runs, path),
+                functools.partial(figures.plot_error_against_params, runs),
             ),
             "training": (
                 "Training, as in the paper's Figure 6",

@@ -152,6 +152,7 @@ def _run_row(trial: FrozenTrial) -> dict[str, Any]:
     row |= {name: trial.params.get(name, config.get(name)) for name in SETTINGS}
     row["data"] = Path(known["start"]["data"]["source"]).stem
     row["stride"] = known["start"]["data"].get("stride", 1)
+    row["keypoints"] = known.get("keypoints", "")
     metrics = known.get("metrics", {})
     for name, value in metrics.items():
         split, _, rest = name.partition("_")

@@ -300,7 +300,8 @@ def record_run(result: TrainResult, data: Splits, *, test: bool) -> dict[str, An
 
     Returns:
         `metrics`: flat numbers; `subjects`: errors by split and subject; `history`: a row an
-        epoch; `environment`: what the run ran on, which may be before this trial.
+        epoch; `environment`: what the run ran on, which may be before this trial; `keypoints`: of
+        Human3.6M, what its 2D poses are, else empty.
     """
     history: list[dict[str, Any]] = result.history.to_dict("records")  # type: ignore[assignment]
     best = min(history, key=lambda row: row["val_mpjpe_mm"])
@@ -323,6 +324,7 @@ def record_run(result: TrainResult, data: Splits, *, test: bool) -> dict[str, An
         "subjects": subjects,
         "history": _rows(history),
         "environment": record["environment"],
+        "keypoints": data.keypoints,
     }
 
 
