@@ -97,6 +97,7 @@ def test_frame_rates_must_divide(tmp_path, fps):
         ("ltibia 0\n", "", ["`ltibia`"]),
         ("ltibia 0\n", "ltibia 0\nltibia 0\n", ["line 8", "`ltibia` is missing or twice"]),
         (":DEGREES", ":RADIANS", ["line {line}", "degrees"]),
+        (":DEGREES", ":radians", ["line {line}", "degrees"]),
         ("1\n", "", ["line 4", "`root`"]),
     ],
 )

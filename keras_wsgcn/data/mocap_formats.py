@@ -187,7 +187,7 @@ def read_amc(file: TextFile, widths: Mapping[str, int]) -> dict[str, np.ndarray]
     rows: dict[str, list[list[float]]] = {name: [] for name in widths}
     frames = 0
     for line, (key, *rest) in file.lines():
-        if key == ":RADIANS":
+        if key.upper() == ":RADIANS":
             raise file.refusal("angles must be in degrees", line)
         if key.startswith(":"):
             continue
