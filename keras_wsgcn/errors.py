@@ -52,6 +52,11 @@ def _shortened(text: str, most: int) -> str:
     return f"{text[: most * 3 // 4]} ... {text[-most // 5 :]}"
 
 
+def first_line(error: BaseException, most: int | None = None) -> str:
+    """The first line of an error's message, or its type; at most so many characters."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:most]
+
+
 def check_integer(name: str, value: Any, *, least: int) -> int:
     """`value` as an `int`, if it is a whole number of at least `least`, and of 64 bits.
 

@@ -16,7 +16,7 @@ from keras_wsgcn import (
     metrics,  # noqa: F401  and the metrics
     screening,
 )
-from keras_wsgcn.errors import InputError, Refused, shown
+from keras_wsgcn.errors import InputError, Refused, first_line, shown
 from keras_wsgcn.files import atomic_path, plain
 from keras_wsgcn.hdf5 import check_arrays
 from keras_wsgcn.models import describe
@@ -171,7 +171,7 @@ def load_model(path: str | os.PathLike, *, compile: bool = True) -> keras.Model:
             if compilation is not None:
                 model.compile_from_config(compilation)
     except Exception as error:  # the tables are met, but the values make no model
-        raise screening.refusal(path, f"it describes no model ({_first_line(error)})") from None
+        raise screening.refusal(path, f"it describes no model ({first_line(error, 300)})") from None
     _load_state(model, file, path, optimizer=compilation is not None)
     model.metadata = file.metadata
     return model
@@ -241,12 +241,8 @@ def _load_state(
             model.load_weights(weights)
         except Exception as error:  # shapes, types or layers of another model
             raise screening.refusal(
-                path, f"its weights do not fit ({_first_line(error)})"
+                path, f"its weights do not fit ({first_line(error, 300)})"
             ) from None
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
 def _checked_path(path: str | os.PathLike) -> Path:

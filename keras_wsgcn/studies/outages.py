@@ -5,7 +5,7 @@ import os
 import threading
 from collections.abc import Iterator
 
-from keras_wsgcn.errors import InputError
+from keras_wsgcn.errors import InputError, first_line
 
 
 @contextlib.contextmanager
@@ -21,10 +21,9 @@ def reading(location: str | os.PathLike) -> Iterator[None]:
     except InputError as error:
         raise InputError(f"{place}: {error}") from None
     except Exception as error:  # rows that are missing, and values of any other kind
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(
             "`storage` must hold trials as the library's studies store them "
-            f"({type(error).__name__}: {reason}). Received: storage={place!r}"
+            f"({type(error).__name__}: {first_line(error)}). Received: storage={place!r}"
         ) from None
 
 
@@ -51,8 +50,7 @@ def writing(location: str | os.PathLike) -> Iterator[None]:
     except Exception as error:
         if (cause := _database_error(error)) is None:
             raise
-        reason = str(cause).strip().splitlines()[0]
-        raise OSError(f"{without_password(str(location))}: {reason}") from error
+        raise OSError(f"{without_password(str(location))}: {first_line(cause)}") from error
     finally:
         threading.excepthook = before
 

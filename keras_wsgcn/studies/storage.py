@@ -18,7 +18,7 @@ from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from keras_wsgcn.data.sources import archive_digest
-from keras_wsgcn.errors import InputError, check_integer
+from keras_wsgcn.errors import InputError, check_integer, first_line
 from keras_wsgcn.files import atomic_path
 from keras_wsgcn.studies import liveness
 from keras_wsgcn.studies.outages import reading, without_password
@@ -70,10 +70,9 @@ def open_storage(location: str | os.PathLike, heartbeat_seconds: int | None = No
                 grace_period=GRACE * seconds,
             )
     except (sqlalchemy.exc.SQLAlchemyError, ImportError, RuntimeError, AssertionError) as error:
-        reason = str(error).strip().splitlines()[0]
         raise InputError(
             "`storage` must be a SQLite file or the URL of a PostgreSQL database that Optuna can "
-            f"use ({reason}). Received: storage={without_password(url)!r}"
+            f"use ({first_line(error)}). Received: storage={without_password(url)!r}"
         ) from None
 
 

@@ -21,7 +21,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from keras_wsgcn.data.poses import PoseDataset, Splits
 from keras_wsgcn.data.sources import load_splits
 from keras_wsgcn.environment import environment
-from keras_wsgcn.errors import InputError, Refused
+from keras_wsgcn.errors import InputError, Refused, first_line
 from keras_wsgcn.evaluation import ERRORS, evaluate, headline
 from keras_wsgcn.recipes import TrainConfig
 from keras_wsgcn.saving import read_metadata
@@ -120,10 +120,11 @@ class Objective:
             _end(trial, "interrupted", began)
             raise
         except Exception as error:
+            reason = first_line(error, 500)
             if is_out_of_memory(error):
-                _end(trial, "out_of_memory", began, first_line(error))
-                raise OutOfMemoryError(first_line(error)) from error
-            _end(trial, "failed", began, f"{type(error).__name__}: {first_line(error)}")
+                _end(trial, "out_of_memory", began, reason)
+                raise OutOfMemoryError(reason) from error
+            _end(trial, "failed", began, f"{type(error).__name__}: {reason}")
             raise
 
     def _run(self, trial: optuna.Trial) -> tuple[float, ...]:
@@ -181,7 +182,7 @@ class Objective:
             try:
                 config = with_settings(config, suggest(trial, self.search))
             except InputError as error:
-                raise Refused(first_line(error)) from error
+                raise Refused(first_line(error, 500)) from error
         size = solve(config)
         # By its channels, so that equal models at whatever budget are the same run.
         return with_settings(config, {"channels": size["channels"]}), size
@@ -372,8 +373,3 @@ def is_out_of_memory(error: BaseException) -> bool:
     if type(error).__name__ in _NO_MEMORY_NAMES or isinstance(error, MemoryError):
         return True
     return any(words in str(error) for words in _NO_MEMORY_WORDS)
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or its type."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:500]
