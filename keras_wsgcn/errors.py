@@ -142,6 +142,18 @@ def check_numbers(name: str, value: Any) -> np.ndarray:
     raise InputError(f"`{name}` must hold numbers, in equal rows. Received: {name}={shown(value)}")
 
 
+def check_string(name: str, value: Any, *, empty: bool = True) -> str:
+    """`value`, if it is a string, and not empty where it may not be.
+
+    Raises:
+        InputError: otherwise.
+    """
+    if isinstance(value, str) and (value or empty):
+        return value
+    kind = "string" if empty else "non-empty string"
+    raise InputError(f"`{name}` must be a {kind}. Received: {name}={shown(value)}")
+
+
 def check_choice(name: str, value: Any, choices: Iterable[str]) -> str:
     """`value`, if it is one of `choices`.
 

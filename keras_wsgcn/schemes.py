@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from keras_wsgcn import records
-from keras_wsgcn.errors import InputError, check_choice, shown
+from keras_wsgcn.errors import InputError, check_choice, check_string
 from keras_wsgcn.skeletons import Skeleton
 
 
@@ -72,14 +72,8 @@ class Scheme(records.Record):
     equation: str = ""
 
     def __post_init__(self):
-        if not isinstance(self.name, str) or not self.name:
-            raise InputError(
-                f"`name` must be a non-empty string. Received: name={shown(self.name)}"
-            )
-        if not isinstance(self.equation, str):
-            raise InputError(
-                f"`equation` must be a string. Received: equation={shown(self.equation)}"
-            )
+        check_string("name", self.name, empty=False)
+        check_string("equation", self.equation)
         for argument, choices in (("split", SPLITS), ("per", PER)):
             check_choice(argument, getattr(self, argument), choices)
         if self.per == "edge" and self.split != "whole":

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from keras_wsgcn import records
-from keras_wsgcn.errors import InputError, shown
+from keras_wsgcn.errors import InputError, check_string, shown
 
 Joint = int | str
 
@@ -59,10 +59,7 @@ class Skeleton(records.Record):
     pooling_groups: tuple[tuple[Joint, ...], ...] = ()
 
     def __post_init__(self):
-        if not isinstance(self.name, str) or not self.name:
-            raise InputError(
-                f"`name` must be a non-empty string. Received: name={shown(self.name)}"
-            )
+        check_string("name", self.name, empty=False)
         store = object.__setattr__  # the record is frozen for everyone else
         store(self, "joint_names", self._checked_names())
         names = self.joint_names

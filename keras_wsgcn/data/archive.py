@@ -17,7 +17,7 @@ import numpy as np
 
 from keras_wsgcn import skeletons
 from keras_wsgcn.data.views import LIST_NAME, View, arrays_of, views_from
-from keras_wsgcn.errors import InputError, check_number, shown
+from keras_wsgcn.errors import InputError, check_number, check_string, shown
 from keras_wsgcn.files import atomic_path
 from keras_wsgcn.skeletons import Skeleton
 
@@ -89,10 +89,7 @@ class Motion:
                 )
         check_number("fps", self.fps, above=0, below=math.inf)
         for field in ("description", "source", "source_kind"):
-            if not isinstance(getattr(self, field), str):
-                raise InputError(
-                    f"`{field}` must be a string. Received: {field}={shown(getattr(self, field))}"
-                )
+            check_string(field, getattr(self, field))
 
     @property
     def key(self) -> str:

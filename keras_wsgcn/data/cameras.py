@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from keras_wsgcn.errors import InputError, check_numbers, shown
+from keras_wsgcn.errors import InputError, check_numbers, check_string, shown
 
 # Newton-like steps for inverting a lens distortion; each gains about two digits on real lenses.
 _UNDISTORT_STEPS = 30
@@ -61,8 +61,7 @@ class Camera:
                 raise InputError(
                     f"`{field}` must be positive. Received: {field}={getattr(self, field)!r}"
                 )
-        if not isinstance(self.name, str):
-            raise InputError(f"`name` must be a string. Received: name={shown(self.name)}")
+        check_string("name", self.name)
         turned = self.rotation @ self.rotation.T
         if not np.allclose(turned, np.eye(3), atol=1e-4) or np.linalg.det(self.rotation) < 0:
             raise InputError(

@@ -23,6 +23,7 @@ from keras_wsgcn.errors import (
     check_choice,
     check_integer,
     check_integers,
+    check_string,
     shown,
 )
 from keras_wsgcn.files import plain
@@ -99,9 +100,7 @@ class StudySpec:
 
     def __post_init__(self):
         for name in ("name", "title", "note"):
-            value = getattr(self, name)
-            if not isinstance(value, str):
-                raise InputError(f"`{name}` must be a string. Received: {name}={shown(value)}")
+            check_string(name, getattr(self, name))
         if not _FILE_NAME.fullmatch(self.name):  # its files and folders are called so
             raise InputError(
                 "`name` must be a plain name: a letter, a digit or `_`, then also spaces and any "
