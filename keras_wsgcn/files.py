@@ -86,6 +86,16 @@ def copy_file(source: str | os.PathLike, target: str | os.PathLike) -> None:
         shutil.copyfile(source, temporary)
 
 
+def check_regular(path: Path) -> None:
+    """Refuses a pipe, which would be waited for, or a folder; a missing file passes.
+
+    Raises:
+        OSError: if something is there that is no regular file.
+    """
+    if path.exists() and not path.is_file():
+        raise OSError("it is no regular file")
+
+
 def digest_of(path: str | os.PathLike) -> str:
     """The start of a file's SHA-256, in hexadecimal."""
     with open(path, "rb") as file:

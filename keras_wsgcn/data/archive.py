@@ -18,7 +18,7 @@ import numpy as np
 from keras_wsgcn import skeletons
 from keras_wsgcn.data.views import LIST_NAME, View, arrays_of, views_from
 from keras_wsgcn.errors import InputError, check_number, check_string, shown
-from keras_wsgcn.files import atomic_path
+from keras_wsgcn.files import atomic_path, check_regular
 from keras_wsgcn.skeletons import Skeleton
 
 MAX_BYTES = 2**29  # of all members together, as declared; Human3.6M with its 2D poses has 400 MB
@@ -220,8 +220,7 @@ def load_archive(path: str | os.PathLike) -> MotionArchive:
     """
     path = Path(path)
     try:
-        if path.exists() and not path.is_file():  # a pipe would be waited for
-            raise OSError("it is no regular file")
+        check_regular(path)
         with zipfile.ZipFile(path) as file:
             return _archive_from(_Members(path, file))
     except InputError:

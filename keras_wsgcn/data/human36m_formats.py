@@ -13,6 +13,7 @@ import numpy as np
 
 from keras_wsgcn.data.human36m_pickles import PickleError, unpickle
 from keras_wsgcn.errors import InputError
+from keras_wsgcn.files import check_regular
 
 MAX_BYTES = 2**29  # of all members as declared; all of Human3.6M's 2D poses take 286 MB
 MAX_MEMBERS = 16
@@ -39,8 +40,7 @@ def read_objects(
     """
     path = Path(path)
     try:
-        if path.exists() and not path.is_file():  # a pipe would be waited for
-            raise OSError("it is no regular file")
+        check_regular(path)
         with zipfile.ZipFile(path) as file:
             infos = _checked_members(path, file, required, optional)
             return {name: _read_member(path, file, name, info) for name, info in infos.items()}

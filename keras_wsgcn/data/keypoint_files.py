@@ -23,6 +23,7 @@ from keras_wsgcn.data.keypoints import (
     get_format,
 )
 from keras_wsgcn.errors import InputError, check_number, shown
+from keras_wsgcn.files import check_regular
 
 MAX_BYTES = 512 * 2**20  # of a file, packed or unpacked
 MAX_FRAME_BYTES = 16 * 2**20  # of a file that holds one frame
@@ -242,7 +243,7 @@ def _array_tracks(path: Path, row: KeypointFormat) -> tuple[KeypointTrack, ...]:
 def _read_array(path: Path) -> np.ndarray:
     """The one array of a file, its header checked before it is given memory, never a pickle."""
     try:
-        _check_regular(path)
+        check_regular(path)
         if path.suffix == ".npy":
             with open(path, "rb") as file:
                 return _checked_array(path, file, os.fstat(file.fileno()).st_size)
@@ -289,11 +290,6 @@ def _refusal(path: Path, problem: str) -> InputError:
     return InputError(f"`path` must hold keypoints; {problem}. Received: path={str(path)!r}")
 
 
-def _check_regular(path: Path) -> None:
-    if path.exists() and not path.is_file():  # a pipe would be waited for
-        raise OSError("it is no regular file")
-
-
 def _shown(value: Any) -> str:
     """A value out of a file, short enough for one line."""
     return shown(value, 60)
@@ -304,7 +300,7 @@ def _read_json(path: Path, limit: int) -> Any:
         raise ValueError(f"{constant} is no JSON number")
 
     try:
-        _check_regular(path)
+        check_regular(path)
         with open(path, "rb") as file:
             content = file.read(limit + 1)
         if len(content) > limit:

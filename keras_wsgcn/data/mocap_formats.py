@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from keras_wsgcn.errors import InputError
+from keras_wsgcn.files import check_regular
 
 MAX_FILE_BYTES = 256 * 2**20
 
@@ -36,8 +37,7 @@ class TextFile:
 
     def text(self) -> str:
         try:
-            if self.path.exists() and not self.path.is_file():  # a pipe would be waited for
-                raise self.refusal("it is no regular file")
+            check_regular(self.path)
             if self.path.stat().st_size > MAX_FILE_BYTES:
                 raise self.refusal(f"it is larger than {MAX_FILE_BYTES} bytes")
             return self.path.read_text(encoding="utf-8-sig", errors="replace")
