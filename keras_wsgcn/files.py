@@ -3,14 +3,15 @@
 import contextlib
 import hashlib
 import json
+import math
 import os
 import re
 import secrets
 import shutil
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -94,6 +95,28 @@ def check_regular(path: Path) -> None:
     """
     if path.exists() and not path.is_file():
         raise OSError("it is no regular file")
+
+
+NPY_HEADERS: dict[tuple[int, int], Callable] = {  # what reads them, by the version of the format
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+}
+
+
+def read_npy_header(stream: IO[bytes], size: int) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Shape, whether column by column, and dtype of an `.npy` file of `size` bytes.
+
+    Raises:
+        ValueError: if the version is unknown, or the rest is not as large as such an array is.
+    """
+    version = np.lib.format.read_magic(stream)
+    if version not in NPY_HEADERS:
+        raise ValueError(f"unknown version {version} of the npy format")
+    shape, by_columns, dtype = NPY_HEADERS[version](stream)
+    present = size - stream.tell()
+    if not dtype.hasobject and math.prod(shape) * dtype.itemsize != present:
+        raise ValueError(f"shape {shape} of {dtype} does not fit its {present} bytes")
+    return shape, by_columns, dtype
 
 
 def digest_of(path: str | os.PathLike) -> str:

@@ -18,7 +18,7 @@ import numpy as np
 from keras_wsgcn import skeletons
 from keras_wsgcn.data.views import LIST_NAME, View, arrays_of, views_from
 from keras_wsgcn.errors import InputError, check_number, check_string, shown
-from keras_wsgcn.files import atomic_path, check_regular
+from keras_wsgcn.files import atomic_path, check_regular, read_npy_header
 from keras_wsgcn.skeletons import Skeleton
 
 MAX_BYTES = 2**29  # of all members together, as declared; Human3.6M with its 2D poses has 400 MB
@@ -33,10 +33,6 @@ _META = {  # name: kinds of dtype that it may have
     "meta_description": "U", "meta_fps": "f", "meta_source_file": "U", "meta_source_kind": "U",
 }  # fmt: skip
 _HEADER = {"joint_names": "U", "parents": "iu", "units": "U", "up_axis": "U"}
-_NPY_HEADERS = {
-    (1, 0): np.lib.format.read_array_header_1_0,
-    (2, 0): np.lib.format.read_array_header_2_0,
-}
 _NAME = re.compile(r"\w[\w .,+()=-]{0,99}")
 _KEY = re.compile(r"S(\d{3,9})/([^/]+)/([^/]+)")
 
@@ -261,17 +257,11 @@ class _Members:
 
     def _checked(self, name: str, stream: IO[bytes], kinds: str, ndim: int) -> np.ndarray:
         """The array in a stream: its header is checked before anything is given memory."""
-        version = np.lib.format.read_magic(stream)
-        if version not in _NPY_HEADERS:
-            raise ValueError(f"unknown version {version} of the npy format")
-        shape, by_columns, dtype = _NPY_HEADERS[version](stream)
+        shape, by_columns, dtype = read_npy_header(stream, self.infos[name].file_size)
         if dtype.hasobject:
             raise _refusal(
                 self.path, f"the array `{name}` holds pickled objects, which are never loaded"
             )
-        present = self.infos[name].file_size - stream.tell()
-        if math.prod(shape) * dtype.itemsize != present:
-            raise ValueError(f"shape {shape} of {dtype} does not fit its {present} bytes")
         if dtype.kind not in kinds or len(shape) != ndim:
             raise _refusal(
                 self.path,
@@ -283,7 +273,8 @@ class _Members:
                 self.path, f"the array `{name}` must be of float32 or float64, not {dtype}"
             )
         # As Python's strings and numbers an array takes many times its bytes.
-        if dtype.kind != "f" and (present > MAX_META_BYTES or math.prod(shape) > MAX_ROWS):
+        count = math.prod(shape)
+        if dtype.kind != "f" and (count * dtype.itemsize > MAX_META_BYTES or count > MAX_ROWS):
             raise _refusal(self.path, f"the array `{name}` is larger than any list of sequences")
         array = np.empty(shape, dtype, order="F" if by_columns else "C")
         _fill(array.reshape(-1, order="A"), stream)

@@ -5,7 +5,6 @@ Sizes are checked before bytes, and the pickles go through `human36m_pickles`.
 
 import os
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
@@ -13,7 +12,7 @@ import numpy as np
 
 from keras_wsgcn.data.human36m_pickles import PickleError, unpickle
 from keras_wsgcn.errors import InputError
-from keras_wsgcn.files import check_regular
+from keras_wsgcn.files import NPY_HEADERS, check_regular
 
 MAX_BYTES = 2**29  # of all members as declared; all of Human3.6M's 2D poses take 286 MB
 MAX_MEMBERS = 16
@@ -93,13 +92,9 @@ def _read_member(path: Path, file: zipfile.ZipFile, name: str, info: zipfile.Zip
 
 
 def _check_header(stream: IO[bytes]) -> None:
-    readers: dict[Any, Callable] = {
-        (1, 0): np.lib.format.read_array_header_1_0,
-        (2, 0): np.lib.format.read_array_header_2_0,
-    }
     version = np.lib.format.read_magic(stream)
-    if version not in readers:
+    if version not in NPY_HEADERS:
         raise PickleError(f"is damaged: unknown version {version} of the npy format")
-    shape, _, dtype = readers[version](stream)
+    shape, _, dtype = NPY_HEADERS[version](stream)
     if dtype != np.dtype(object) or shape != ():
         raise PickleError(f"must be one pickled object, not {dtype} of shape {shape}")

@@ -23,7 +23,7 @@ from keras_wsgcn.data.keypoints import (
     get_format,
 )
 from keras_wsgcn.errors import InputError, check_number, shown
-from keras_wsgcn.files import check_regular
+from keras_wsgcn.files import check_regular, read_npy_header
 
 MAX_BYTES = 512 * 2**20  # of a file, packed or unpacked
 MAX_FRAME_BYTES = 16 * 2**20  # of a file that holds one frame
@@ -33,10 +33,6 @@ MAX_NUMBERS = 2**25  # of an array, which becomes float64: 256 MiB, three hours 
 _SUFFIX = re.compile(r"\.[A-Za-z][A-Za-z0-9]{1,4}$")  # of an image, not the `.000012` of a frame
 
 _Frame = tuple[int, np.ndarray, np.ndarray]
-_NPY_HEADERS = {
-    (1, 0): np.lib.format.read_array_header_1_0,
-    (2, 0): np.lib.format.read_array_header_2_0,
-}
 
 
 def read_keypoints(
@@ -266,21 +262,16 @@ def _read_array(path: Path) -> np.ndarray:
 def _checked_array(path: Path, file: IO[bytes], size: int) -> np.ndarray:
     if size > MAX_BYTES:
         raise _refusal(path, f"it declares {size} bytes, more than {MAX_BYTES}")
-    version = np.lib.format.read_magic(file)
-    if version not in _NPY_HEADERS:
-        raise ValueError(f"unknown version {version} of the npy format")
-    shape, fortran, dtype = _NPY_HEADERS[version](file)
+    shape, by_columns, dtype = read_npy_header(file, size)
     if dtype.hasobject:
         raise _refusal(path, "it holds pickled objects, which are never loaded")
-    present = size - file.tell()
-    if math.prod(shape) * dtype.itemsize != present:
-        raise ValueError(f"shape {shape} of {dtype} does not fit its {present} bytes")
     if math.prod(shape) > MAX_NUMBERS:  # before they are read: packed they can be small
         raise _refusal(path, f"it holds more than {MAX_NUMBERS} numbers")
+    present = size - file.tell()
     content = file.read(present)
     if len(content) != present or file.read(1):  # at the end the checksum is compared
         raise ValueError(f"it holds other than the {present} bytes that it declares")
-    return np.frombuffer(content, dtype).reshape(shape, order="F" if fortran else "C")
+    return np.frombuffer(content, dtype).reshape(shape, order="F" if by_columns else "C")
 
 
 # --- checks -------------------------------------------------------------------------------------
