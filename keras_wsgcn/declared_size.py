@@ -31,7 +31,7 @@ def declared_params(layers: list[dict[str, Any]], functional: bool) -> int:
         left = []
         for layer in waiting:
             if functional:
-                sources = list(_sources(layer.get("inbound_nodes")))
+                sources = list(sources_in(layer.get("inbound_nodes")))
             else:
                 sources = [] if before is None else [before]
             before = layer["config"]["name"]
@@ -49,8 +49,8 @@ def declared_params(layers: list[dict[str, Any]], functional: bool) -> int:
     return total
 
 
-def _sources(nodes: Any) -> Iterator[str]:
-    """Names of the layers whose outputs stand in inbound nodes."""
+def sources_in(nodes: Any) -> Iterator[str]:
+    """Names of the layers whose outputs stand in inbound nodes, each as often as it does."""
     if isinstance(nodes, dict):
         if nodes.get("class_name") == "__keras_tensor__":
             try:
@@ -59,10 +59,10 @@ def _sources(nodes: Any) -> Iterator[str]:
                 raise Refused("an inbound node has no history") from None
         else:
             for value in nodes.values():
-                yield from _sources(value)
-    elif isinstance(nodes, list):
+                yield from sources_in(value)
+    elif isinstance(nodes, list | tuple):  # tuples in the configuration of a live model
         for value in nodes:
-            yield from _sources(value)
+            yield from sources_in(value)
 
 
 def _size(layer: Mapping[str, Any], inputs: list[tuple[int, str]]) -> tuple[int, tuple[int, str]]:

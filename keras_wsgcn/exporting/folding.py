@@ -1,11 +1,11 @@
 """A model for prediction only: batch normalisation folded into the kernels before it."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import keras
 import numpy as np
 
+from keras_wsgcn.declared_size import sources_in
 from keras_wsgcn.layers import BatchNormalization, GraphConv, GraphNonLocal, Turn
 
 _ONLY_IN_TRAINING = (
@@ -88,7 +88,10 @@ def _float64(variable: keras.Variable) -> np.ndarray:
 
 def _foldable(model: keras.Model) -> dict[str, str]:
     """Names of the batch normalisations that can be folded, and of the layers before them."""
-    inputs = _inputs(model)
+    inputs = {
+        layer["name"]: list(sources_in(layer["inbound_nodes"]))
+        for layer in model.get_config()["layers"]
+    }
     outputs = set(model.output_names)
     readers = [source for sources in inputs.values() for source in sources]
     found = {}
@@ -108,23 +111,3 @@ def _foldable(model: keras.Model) -> dict[str, str]:
         ):
             found[name] = conv.name
     return found
-
-
-def _inputs(model: keras.Model) -> dict[str, list[str]]:
-    """For each layer, the layers it reads, once for each time it does."""
-    return {
-        layer["name"]: list(_sources(layer["inbound_nodes"]))
-        for layer in model.get_config()["layers"]
-    }
-
-
-def _sources(nodes: Any) -> Iterator[str]:
-    if isinstance(nodes, dict):
-        if nodes.get("class_name") == "__keras_tensor__":
-            yield nodes["config"]["keras_history"][0]
-        else:
-            for value in nodes.values():
-                yield from _sources(value)
-    elif isinstance(nodes, list | tuple):
-        for value in nodes:
-            yield from _sources(value)
