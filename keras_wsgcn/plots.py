@@ -218,13 +218,7 @@ def _draw_bones(
 def _draw_input(axes: Any, pose2d: np.ndarray, skeleton: Skeleton) -> None:
     _draw_bones(axes.plot, pose2d, skeleton, _PREDICTED_STYLE)
     axes.scatter(*pose2d.T, s=8, color="black", zorder=3)
-    low, high = equal_limits(pose2d)
-    axes.set(xlim=(low[0], high[0]), ylim=(high[1], low[1]), aspect="equal")  # y points down
-    axes.set_title("2D input", fontsize=10)
-    axes.set_xlabel("x", fontsize=8)
-    axes.set_ylabel("y", fontsize=8)
-    axes.tick_params(labelsize=7)
-    axes.grid(alpha=0.3)
+    _set_up_view(axes, pose2d, title="2D input", x="x", y="y")
 
 
 def _draw_oblique_view(
@@ -246,11 +240,17 @@ def _draw_side_view(axes: Any, true: np.ndarray, predicted: np.ndarray, skeleton
     true, predicted = true[:, [2, 1]], predicted[:, [2, 1]]
     _draw_bones(axes.plot, true, skeleton, _TRUE_STYLE)
     _draw_bones(axes.plot, predicted, skeleton, _PREDICTED_STYLE)
-    low, high = equal_limits(true, predicted)
+    x, y = "z in m, away from the camera", "y in m"
+    _set_up_view(axes, true, predicted, title="from the side", x=x, y=y)
+
+
+def _set_up_view(axes: Any, *poses: np.ndarray, title: str, x: str, y: str) -> None:
+    """Limits around some poses in the plane, and what the axes are called."""
+    low, high = equal_limits(*poses)
     axes.set(xlim=(low[0], high[0]), ylim=(high[1], low[1]), aspect="equal")  # y points down
-    axes.set_title("from the side", fontsize=10)
-    axes.set_xlabel("z in m, away from the camera", fontsize=8)
-    axes.set_ylabel("y in m", fontsize=8)
+    axes.set_title(title, fontsize=10)
+    axes.set_xlabel(x, fontsize=8)
+    axes.set_ylabel(y, fontsize=8)
     axes.tick_params(labelsize=7)
     axes.grid(alpha=0.3)
 
