@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from keras_wsgcn.data.keypoints import KeypointFormat, KeypointTrack, get_format
+from keras_wsgcn.data.keypoints import KeypointFormat, KeypointTrack, get_format, seen_joints
 from keras_wsgcn.errors import InputError, check_integer, check_number
 
 MAX_PEOPLE = 200  # in one frame
@@ -65,8 +65,7 @@ def track_people(
                 f"`frames` must hold at most {MAX_PEOPLE} people each. "
                 f"Received: {len(keypoints)} people in frame {number}"
             )
-        seen = (confidence >= least_confidence) & (confidence > 0)
-        seen &= np.isfinite(keypoints).all(axis=-1)
+        seen = seen_joints(keypoints, confidence, least_confidence)
         present = [person for person in present if number - person.last <= max_lost]
         chosen = _pair(present, keypoints, seen, gate)
         for detection in np.flatnonzero(seen.any(axis=1)):

@@ -217,6 +217,14 @@ def get_format(identifier: "str | KeypointFormat") -> KeypointFormat:
 # --- one person over time -----------------------------------------------------------------------
 
 
+def seen_joints(
+    keypoints: np.ndarray, confidence: np.ndarray, least_confidence: float
+) -> np.ndarray:
+    """Which joints `(..., joints, 2)` are there, `(..., joints)`: no confidence is never enough."""
+    found = (confidence >= least_confidence) & (confidence > 0)
+    return found & np.isfinite(keypoints).all(axis=-1)
+
+
 @dataclass(frozen=True)
 class KeypointTrack:
     """One person's keypoints over time, as a detector wrote them.
@@ -278,9 +286,8 @@ class KeypointTrack:
             )
 
     def seen(self, least_confidence: float) -> np.ndarray:
-        """Which joints are there, `(frames, joints)` booleans: no confidence is never enough."""
-        found = (self.confidence >= least_confidence) & (self.confidence > 0)
-        return found & np.isfinite(self.keypoints).all(axis=-1)
+        """Which joints are there, `(frames, joints)` booleans; see `seen_joints`."""
+        return seen_joints(self.keypoints, self.confidence, least_confidence)
 
     def _frames_rise(self) -> bool:
         if int(self.frames[-1]) > MAX_FRAME_NUMBER:
