@@ -100,11 +100,18 @@ def read_cdf(folder: str | os.PathLike, report: Report = lambda line: None) -> M
     """
     folder = Path(folder)
     kinds = ("D3_Positions_mono", "D3_Positions")
-    takes = human36m_cdf.require(folder, human36m_cdf.read_folder(folder, kinds, 3), kinds)
-    for of_subject in takes.values():
+    takes = human36m_cdf.read_folder(folder, kinds, 3)
+    if not takes:
+        raise InputError(
+            f"`folder` must hold folders such as S1/MyPoseFeatures/{kinds[0]} with CDF files. "
+            f"Received: folder={str(folder)!r}"
+        )
+    for of_subject in takes.values():  # millimetres to metres
         for name, found in of_subject.items():
-            in_metres = {k: v / 1000 for k, v in found.items()} if isinstance(found, dict) else None
-            of_subject[name] = found / 1000 if in_metres is None else in_metres
+            if isinstance(found, dict):
+                of_subject[name] = {camera: array / 1000 for camera, array in found.items()}
+            else:
+                of_subject[name] = found / 1000
     positions = _positions(folder, takes)
     pose2d = _detections(folder, human36m_cdf.read_folder(folder, ("D2_Positions",), 2))
     return _assemble(folder, positions, folder, pose2d, "gt" if pose2d else "", report)
@@ -169,21 +176,17 @@ def _tree(path: Path, value: Any) -> Tree:
     for subject, takes in value.items():
         for name, found in takes.items():
             where = f"{subject}/{name[:80]}"
-            if type(found) is list:
-                if len(found) != len(camera_names()):
-                    raise refusal(path, f"`{where}` has {len(found)} cameras instead of four")
-                some = [_array(path, where, item) for item in found]
-                size += sum(array.nbytes for array in some)
-                tree.setdefault(int(subject[1:]), {})[name] = dict(
-                    zip(camera_names(), some, strict=True)
-                )
-            else:
-                array = _array(path, where, found)
-                size += array.nbytes
-                tree.setdefault(int(subject[1:]), {})[name] = array
+            is_list = type(found) is list
+            if is_list and len(found) != len(camera_names()):
+                raise refusal(path, f"`{where}` has {len(found)} cameras instead of four")
+            arrays = [_array(path, where, item) for item in (found if is_list else [found])]
+            size += sum(array.nbytes for array in arrays)
             # One array of the file can stand in many places, each of which becomes a copy.
             if size > MAX_BYTES:
                 raise refusal(path, f"its arrays take more than {MAX_BYTES} bytes")
+            tree.setdefault(int(subject[1:]), {})[name] = (
+                dict(zip(camera_names(), arrays, strict=True)) if is_list else arrays[0]
+            )
     return tree
 
 

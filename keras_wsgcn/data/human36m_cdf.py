@@ -11,7 +11,6 @@ import numpy as np
 
 from keras_wsgcn.data.human36m_cameras import camera_names
 from keras_wsgcn.data.human36m_formats import refusal
-from keras_wsgcn.errors import InputError
 
 MAX_FILE_BYTES = 32 * 2**20  # the largest real one has under 5 MB
 MAX_FRAMES = 100_000  # a take has some 6,000
@@ -92,17 +91,3 @@ def _read_pose(path: Path, numbers: int) -> np.ndarray:
     if values.size == 0 or values.ndim > 3 or (values.ndim == 3 and values.shape[0] != 1):
         raise refusal(path, f"its variable `Pose` must hold one sequence, not {shape}")
     return values.reshape(-1, _JOINTS, numbers)
-
-
-def require(folder: Path, takes: Takes, kinds: tuple[str, ...]) -> Takes:
-    """`takes`, if there are any.
-
-    Raises:
-        InputError: otherwise.
-    """
-    if not takes:
-        raise InputError(
-            f"`folder` must hold folders such as S1/MyPoseFeatures/{kinds[0]} with CDF files. "
-            f"Received: folder={str(folder)!r}"
-        )
-    return takes
