@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from keras_wsgcn.data.archive import Motion, MotionArchive, load_archive
+from keras_wsgcn.data.archive import Motion, load_archive
 from keras_wsgcn.data.cameras import Camera
 from keras_wsgcn.data.poses import PoseDataset, Splits, observe
 from keras_wsgcn.errors import InputError, check_choice, check_integer
@@ -188,9 +188,7 @@ def load_cmu24(
     rng = np.random.default_rng(seed)
 
     def part(subjects, cameras=four_cameras):
-        motions = tuple(motion for motion in archive.motions if motion.subject in subjects)
-        seen = MotionArchive(archive.skeleton, motions)
-        return observe(seen, cameras, stride=stride, seed=rng, **options)
+        return observe(archive.of_subjects(subjects), cameras, stride=stride, seed=rng, **options)
 
     train = part(TRAIN_SUBJECTS, CAMERAS[train_cameras])
     validation, test = part(VALIDATION_SUBJECTS), part(TEST_SUBJECTS)
