@@ -313,22 +313,19 @@ def observe_splits(
             `observe`.
     """
     parts = {"validation": tuple(validation), "test": tuple(test)}
+    received = f"Received: validation={parts['validation']}, test={parts['test']}"
     if not all(parts.values()):
-        raise InputError(
-            "`validation` and `test` must name subjects of the archive. "
-            f"Received: {', '.join(f'{k}={v}' for k, v in parts.items())}"
-        )
+        raise InputError(f"`validation` and `test` must name subjects of the archive. {received}")
     people = {motion.subject for motion in archive.motions}
     if missing := sorted(set().union(*parts.values()) - people):
         raise InputError(
             f"`validation` and `test` must be subjects of the archive, {sorted(people)}; "
-            f"{missing} are not. Received: {', '.join(f'{k}={v}' for k, v in parts.items())}"
+            f"{missing} are not. {received}"
         )
     parts = {"train": tuple(people.difference(*parts.values())), **parts}
     if not parts["train"]:
         raise InputError(
-            "`validation` and `test` must leave subjects of the archive to train on. "
-            f"Received: validation={parts['validation']}, test={parts['test']}"
+            f"`validation` and `test` must leave subjects of the archive to train on. {received}"
         )
     rng = np.random.default_rng(check_integer("seed", seed, least=0))
     seen = {

@@ -87,27 +87,19 @@ def load_splits(
             f"`data` must be one of {list(SOURCES)} or the path of a motion archive (.npz). "
             f"Received: data={str(data)!r}"
         )
-    if validation is not None:
-        validation = check_integers("validation", validation, least=0)
-    if test is not None:
-        test = check_integers("test", test, least=0)
+    subjects: dict[str, Any] = {
+        name: check_integers(name, value, least=0)
+        for name, value in (("validation", validation), ("test", test))
+        if value is not None
+    }
     archive = load_archive(data)
-    own = {"validation": validation, "test": test}
-    subjects = {name: value for name, value in own.items() if value is not None}
-    origin = _origin(data, {**options, **subjects})
     if human36m.is_human36m(archive):
-        splits = human36m.split(archive, validation=validation, test=test, **options)
-        return splits.loaded(origin, digest_of(data))
-    cameras = None if archive.views else four_cameras
-    splits = observe_splits(
-        archive,
-        cameras,
-        name=Path(data).stem,
-        validation=validation or (),
-        test=test or (),
-        **options,
-    )
-    return splits.loaded(origin, digest_of(data))
+        splits = human36m.split(archive, **subjects, **options)
+    else:
+        cameras = None if archive.views else four_cameras
+        named: dict[str, Any] = {"validation": (), "test": (), **subjects}
+        splits = observe_splits(archive, cameras, name=Path(data).stem, **named, **options)
+    return splits.loaded(_origin(data, {**options, **subjects}), digest_of(data))
 
 
 def archive_digest(data: str | os.PathLike) -> str | None:
