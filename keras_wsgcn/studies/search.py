@@ -141,8 +141,6 @@ def search_from(table: Any) -> Search:
     Raises:
         InputError: if it is none; the message names the key.
     """
-    if not isinstance(table, Mapping):
-        raise InputError(f"`search` must be a table. Received: search={shown(table)}")
     check_keys("search", table, [f.name for f in fields(Search)])
     values = dict(table)
     if missing := [name for name in ("trials", "space") if name not in values]:
