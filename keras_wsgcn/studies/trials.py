@@ -314,8 +314,8 @@ def record_run(result: TrainResult, data: Splits, *, test: bool) -> dict[str, An
         "train_seconds": round(sum(row["seconds"] for row in history), 1),
     }
     subjects: dict[str, Any] = {}
-    for split, poses in {"validation": data.validation, **({"test": data.test} if test else {})}.items():  # fmt: skip # noqa: E501
-        subjects[split], errors = _by_subject(result.model, poses)
+    for split in ("validation", *(["test"] if test else [])):
+        subjects[split], errors = _by_subject(result.model, getattr(data, split))
         if split == "test":
             numbers = headline(errors, data.seen_actions)
             metrics |= {f"test_{name}": round(value, 4) for name, value in numbers.items()}
