@@ -74,6 +74,12 @@ def add_options(
         )
 
 
+def given_fields(options: argparse.Namespace, record: type) -> dict[str, Any]:
+    """What was given of the options that `add_options` added for a dataclass."""
+    names = {field.name for field in dataclasses.fields(record)}
+    return {name: value for name, value in vars(options).items() if name in names}
+
+
 BACKENDS = ("tensorflow", "jax", "torch")
 
 

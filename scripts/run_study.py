@@ -7,9 +7,8 @@ import argparse
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from cli import add_options, add_subjects, leave, run
+from cli import add_options, add_subjects, given_fields, leave, run
 
 from keras_wsgcn.errors import InputError
 from keras_wsgcn.recipes import TrainConfig
@@ -73,21 +72,12 @@ def add_study_options(parser: argparse.ArgumentParser) -> None:
 
 def read_study(path: Path, options: argparse.Namespace) -> StudySpec:
     """The study of a file, with what the options change."""
-    changes: dict[str, Any] = {}
-    if options.name:
-        changes["name"] = options.name
-    if options.seeds:
-        changes["seeds"] = options.seeds
-    spec = load_spec(path, **changes)
-    given = {
-        "source": options.data,
-        "stride": options.stride,
-        "validation": options.validation,
-        "test": options.test,
-    }
-    data = {name: value for name, value in given.items() if value is not None}
-    names = {field.name for field in dataclasses.fields(TrainConfig)}
-    settings = {name: value for name, value in vars(options).items() if name in names}
+    changes = {name: getattr(options, name) for name in ("name", "seeds")}
+    spec = load_spec(path, **{name: value for name, value in changes.items() if value})
+    data = {"source": options.data}
+    data |= {name: getattr(options, name) for name in ("stride", "validation", "test")}
+    data = {name: value for name, value in data.items() if value is not None}
+    settings = given_fields(options, TrainConfig)
     if clash := spec.varied(settings):
         raise InputError(
             f"`{clash[0]}` must be left out: the study sets it for each of its trials. "

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import keras
-from cli import add_options, add_subjects, leave, run
+from cli import add_options, add_subjects, given_fields, leave, run
 
 from keras_wsgcn.budget import AFFINITIES
 from keras_wsgcn.data.cmu import CAMERAS
@@ -86,8 +86,7 @@ DATA_OPTIONS = ("stride", "noise_px", "train_cameras", "mixed_trunks", "validati
 
 def settings(options: argparse.Namespace) -> tuple[TrainConfig, dict[str, Any]]:
     """What to train, and the data: its `source` and further options."""
-    names = {field.name for field in dataclasses.fields(TrainConfig)}
-    changes = {name: value for name, value in vars(options).items() if name in names}
+    changes = given_fields(options, TrainConfig)
     data = {"source": options.data, **{name: getattr(options, name) for name in DATA_OPTIONS}}
     data = {name: value for name, value in data.items() if value is not None}
     if options.study and not options.from_trial:
