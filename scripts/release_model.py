@@ -58,8 +58,7 @@ def card(name: str, record: dict, tables: dict[str, pd.DataFrame]) -> str:
         "",
         "## Acknowledgement",
         "",
-        "The data used in this project was obtained from mocap.cs.cmu.edu. The database was "
-        "created with funding from NSF EIA-0196217.",
+        facts["acknowledgement"],
         "",
     ]
     return "\n".join(lines)
