@@ -49,16 +49,14 @@ def atomic_path(target: str | os.PathLike) -> Iterator[Path]:
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}(\.rewritten)?(\.\w+)?")
 
 
-def remove_leftovers(folder: Path, seconds: float = 60.0) -> None:
-    """Removes the temporary files of processes that were killed while they wrote.
+def remove_leftovers(folder: Path) -> None:
+    """Removes what `atomic_path` left of processes that were killed while they wrote.
 
-    Args:
-        folder: where `atomic_path` wrote.
-        seconds: how old they must be; younger ones may be another process's at work.
+    Those of the last minute stay: they may be another process's at work.
     """
     for path in folder.glob(".*") if folder.is_dir() else ():
         with contextlib.suppress(FileNotFoundError):  # another process may remove it too
-            is_old = path.stat().st_mtime < time.time() - seconds
+            is_old = path.stat().st_mtime < time.time() - 60
             if is_old and path.is_file() and _TEMPORARY.fullmatch(path.name):
                 path.unlink()
 

@@ -23,7 +23,7 @@ from keras_wsgcn.environment import environment
 from keras_wsgcn.epochs import Epochs, xla_options
 from keras_wsgcn.recipes import TrainConfig, compile_model
 from keras_wsgcn.schemes import SCHEMES, Scheme
-from keras_wsgcn.skeletons import Skeleton, h36m_16
+from keras_wsgcn.skeletons import h36m_16
 from keras_wsgcn.training import train
 
 
@@ -176,14 +176,14 @@ def peer_name(scheme: Scheme) -> str:
 
 
 def product_shapes(
-    scheme: Scheme, channels: int, batch: int, skeleton: Skeleton = h36m_16
+    scheme: Scheme, channels: int, batch: int
 ) -> list[list[tuple[int, int, int, int]]]:
     """For each layer the (kernels, rows, in, out) of its batched products in a forward pass."""
     layers = [(2, channels), *[(channels, channels)] * 8, (channels, 3)]
     shapes: list[list[tuple[int, int, int, int]]] = []
     for inputs, outputs in layers:
         shapes.append([])
-        for rows in scheme.contraction(skeleton, inputs, outputs).products:
+        for rows in scheme.contraction(h36m_16, inputs, outputs).products:
             if scheme.per == "graph":  # one kernel for all the joints: one large product
                 shapes[-1].append((1, len(rows) * batch, inputs, outputs))
             else:

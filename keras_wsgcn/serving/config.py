@@ -122,6 +122,6 @@ def docker_command(
             "--mount", f"type=bind,source={source},target={_MOUNT},readonly",
             image,
             f"--model_config_file={_MOUNT}/{CONFIG_FILE}",
-            f"--model_config_file_poll_wait_seconds={60}",
+            "--model_config_file_poll_wait_seconds=60",
         ]
     )  # fmt: skip
