@@ -57,16 +57,19 @@ def first_line(error: BaseException, most: int | None = None) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:most]
 
 
+def is_integer(value: Any) -> bool:
+    """Whether a value is a whole number, Python's or NumPy's; true and false are none."""
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
 def check_integer(name: str, value: Any, *, least: int) -> int:
     """`value` as an `int`, if it is a whole number of at least `least`, and of 64 bits.
 
     Raises:
         InputError: otherwise.
     """
-    if isinstance(value, numbers.Integral) and not isinstance(value, bool):
-        number = int(value)
-        if least <= number <= MAX_INTEGER:
-            return number
+    if is_integer(value) and least <= int(value) <= MAX_INTEGER:
+        return int(value)
     raise InputError(
         f"`{name}` must be an integer of at least {least}. Received: {name}={shown(value)}"
     )

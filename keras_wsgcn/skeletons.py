@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from keras_wsgcn import records
-from keras_wsgcn.errors import InputError, check_string, shown
+from keras_wsgcn.errors import InputError, check_string, is_integer, shown
 
 Joint = int | str
 
@@ -143,8 +143,7 @@ class Skeleton(records.Record):
         """
         if isinstance(joint, str) and joint in self.joint_names:
             return self.joint_names.index(joint)
-        is_integer = isinstance(joint, int | np.integer) and not isinstance(joint, bool)
-        if is_integer and 0 <= int(joint) < len(self.joint_names):
+        if is_integer(joint) and 0 <= int(joint) < len(self.joint_names):
             return int(joint)
         raise InputError(
             f"`{argument}` must be one of the joints {self.joint_names} or an index below "

@@ -17,7 +17,7 @@ import numpy as np
 
 from keras_wsgcn import skeletons
 from keras_wsgcn.data.views import LIST_NAME, View, arrays_of, views_from
-from keras_wsgcn.errors import InputError, check_number, check_string, shown
+from keras_wsgcn.errors import InputError, check_number, check_string, is_integer, shown
 from keras_wsgcn.files import atomic_path, check_regular, read_npy_header
 from keras_wsgcn.skeletons import Skeleton
 
@@ -66,10 +66,7 @@ class Motion:
 
     def __post_init__(self):
         object.__setattr__(self, "positions", _checked_positions(self.positions))
-        is_integer = isinstance(self.subject, int | np.integer) and not isinstance(
-            self.subject, bool
-        )
-        if not is_integer or not 0 <= self.subject < 10**9:
+        if not is_integer(self.subject) or not 0 <= self.subject < 10**9:
             raise InputError(
                 "`subject` must be a whole number, not negative, of at most nine digits. "
                 f"Received: subject={shown(self.subject)}"

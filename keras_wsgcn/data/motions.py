@@ -31,7 +31,7 @@ from keras_wsgcn.data.bodies import (
     pose_vector,
     turn_about,
 )
-from keras_wsgcn.errors import InputError
+from keras_wsgcn.errors import InputError, is_integer
 from keras_wsgcn.skeletons import h36m_17
 
 ACTIONS = tuple(ACTIVITIES)
@@ -331,8 +331,7 @@ def generate_motions(
 
 
 def _check_count(argument: str, value: Any, least: int) -> None:
-    is_integer = isinstance(value, int | np.integer) and not isinstance(value, bool)
-    if not is_integer or value < least:
+    if not is_integer(value) or value < least:
         raise InputError(
             f"`{argument}` must be an integer of at least {least}. Received: {argument}={value!r}"
         )
