@@ -163,17 +163,7 @@ def lift_tracks_with(
     Args:
         lift: from `(poses, joints, 2)` pixels and (width, height) to `(poses, joints, 3)` metres.
         skeleton: the joints that `lift` takes.
-        tracks: as for `lift_tracks`, and so are the others.
-        image_size: (width, height), pixels.
-        fps: frames per second.
-        least_confidence: below it a joint is missing.
-        max_gap: how many frames in a row are interpolated at most.
-
-    Returns:
-        The poses of all people over all frames, from the first in which anyone is seen.
-
-    Raises:
-        InputError: if there is nobody, the frames are too many, or the skeleton has other joints.
+        tracks: as for `lift_tracks`, and so are the others, the result and the errors.
     """
     if not tracks:
         raise InputError(f"`tracks` must hold at least one person. Received: tracks={tracks}")
