@@ -132,7 +132,7 @@ def _jax_runner(
         for variable, value in zip(itertools.chain(*groups), itertools.chain(*state), strict=True):
             variable.assign(value)
 
-    for groups in groups_of:  # two of them may share what can be given away once
+    for groups in groups_of:  # two variables may share an array, which can be given away once
         assign(groups, values_of(groups, copy=True))
 
     def run(orders: np.ndarray, learns: Sequence[bool]) -> np.ndarray:

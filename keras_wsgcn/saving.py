@@ -37,8 +37,8 @@ def save_model(model: keras.Model, path: str | os.PathLike, **facts: Any) -> Non
     Args:
         model: a lifting model.
         path: where to; must end in `.keras`.
-        **facts: what else the metadata shall say, such as `training={...}`; JSON values. What a
-            loaded model's says is kept, also of its training: say so anew if it was trained on.
+        **facts: what else the metadata shall say, such as `training={...}`; JSON values. The
+            metadata of a loaded model is kept: give `training` anew if you have trained it further.
 
     Raises:
         InputError: if `path` does not end in `.keras`, or `model` is no lifting model, or has

@@ -73,7 +73,7 @@ def train(
         folder: the run's folder.
         callbacks: Keras callbacks; they are told of the run's and the epochs' begin and end. One
             may set `model.stop_training`; called again, the run goes on. An epoch is saved before
-            they are told of its end: what they then change, or count, a resumed run knows not.
+            they are told of its end: a resumed run does not know what they then change or count.
         devices: over how many accelerators each batch is spread (JAX and TensorFlow).
         verbose: whether to print a line an epoch.
 

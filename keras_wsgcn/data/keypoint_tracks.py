@@ -36,8 +36,8 @@ def track_people(
 
     Greedy and frame by frame: of all pairs of a person seen before and a detection, the closest
     is joined first. How close is the mean distance of the joints seen in both, divided by the
-    diagonal of the larger of the two bounding boxes. A detection that no person is within `gate`
-    of starts a new one. People who pass in front of each other may be exchanged.
+    diagonal of the larger of the two bounding boxes. A detection with nobody within `gate` starts
+    a new person. People who pass in front of each other may be exchanged.
 
     Args:
         frames: (frame number, `(people, joints, 2)` pixels, `(people, joints)` confidence), the

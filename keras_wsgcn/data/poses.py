@@ -148,7 +148,8 @@ class Splits:
         keypoints: `"gt"` or `"cpn"` for Human3.6M, whose errors the paper's tables have.
         digest: of the file that they were read from, by which a run knows its data again.
         origin: how `load_splits` was called: `source` and the options, all that it takes to load
-            them again. No argument, and empty for splits made by hand, as by `dataclasses.replace`.
+            them again. It cannot be given; splits made by hand, as by `dataclasses.replace`, have
+            none.
 
     Raises:
         InputError: if two of them share a subject.

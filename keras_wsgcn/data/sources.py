@@ -59,8 +59,8 @@ def load_splits(
         validation: subjects of an archive to validate on. Named sets and Human3.6M have theirs.
         test: subjects of an archive to test on, likewise.
         **options: further arguments of `observe`: `skeleton`, `stride`, `noise_px`, `seed`; and
-            of `load_cmu24`, `train_cameras` and `mixed_trunks`. The `seed` of the generated motions
-            is that of the motions.
+            of `load_cmu24`, `train_cameras` and `mixed_trunks`. For `"generated"` the `seed` is
+            that of the motions, not of the noise.
 
     Returns:
         The splits.
@@ -127,8 +127,8 @@ def differences(recorded: Mapping[str, Any], facts: Mapping[str, Any]) -> list[s
     """Where splits are not those of a record.
 
     Args:
-        recorded: what `Splits.facts` said, perhaps of an older version, which said less: that
-            counts as equal, and so does where an archive of the same digest lies.
+        recorded: what `Splits.facts` said. What an older version did not say counts as equal, and
+            so does another place of an archive with the same digest.
         facts: what it says now.
 
     Returns:

@@ -29,7 +29,7 @@ def inference_model(model: keras.Model) -> keras.Model:
         kernel' = kernel * s        bias' = (bias - mean) * s + beta
 
     hold for every scheme. Dropout disappears. A single pose costs some 40 operations less. The
-    channels are the last axis again: to eight bits LiteRT only takes right-hand sides of products.
+    channels are the last axis again: LiteRT stores only right-hand sides of products in 8 bits.
 
     Args:
         model: a lifting model, functional or sequential.

@@ -33,8 +33,8 @@ def supervise(
         task: what JSON can hold. To it are added `parent`, this process, and the file of `refused`.
         workers: how many.
         on_death: called with the name of the signal that ended a worker; says whether a trial was
-            cut off. Then another worker follows the last one. Where some are left they may need
-            the memory.
+            cut off. If so, another follows the last worker. While others are left none follows:
+            they may need the memory.
 
     Raises:
         InputError, OSError: what a worker was refused; the others have ended then.

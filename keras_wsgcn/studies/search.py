@@ -185,7 +185,7 @@ def _choices(name: str, choices: Any) -> tuple:
 
 
 def check_setting(name: str, value: Any) -> None:
-    """Refuses what is no setting: what `TrainConfig` does not look at would be stored with it."""
+    """Refuses a value that no setting has; what `TrainConfig` does not check would be stored."""
     if isinstance(value, bool | str | Mapping | Record | None):
         return
     if isinstance(value, numbers.Integral) and -MAX_INTEGER <= int(value) <= MAX_INTEGER:

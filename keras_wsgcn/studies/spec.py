@@ -359,8 +359,8 @@ def start_differences(
         digest_now: gives that of one that `wanted` names.
 
     Returns:
-        The keys, such as `"data.stride"`. Where an archive lies, and a default that is said, make
-        no difference.
+        The keys, such as `"data.stride"`. Another place of the same archive, or a default that is
+        written out, makes no difference.
     """
     # A setting that an older version did not know has its default.
     config = {**TrainConfig().get_config(), **found["config"]}

@@ -287,7 +287,8 @@ def _retry(study: optuna.Study, trial: FrozenTrial, start: Mapping) -> None:
 def _that_fit(study: optuna.Study, slots: Mapping[str, Mapping]) -> dict[str, list[FrozenTrial]]:
     """The trials of each slot, but for those that had not begun when the slot's start changed.
 
-    Where only the place of an archive has changed, or a default is said, what waits is told.
+    Where only the place of an archive has changed, or a default is written out now, the trials
+    that wait get the new start.
 
     Raises:
         InputError: if a trial has begun with something else.
