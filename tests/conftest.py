@@ -53,8 +53,8 @@ def generated():
 def shared_data() -> Path:
     """The folder of real motion data; tests that want it are skipped where there is none."""
     folder = os.environ.get("KERAS_WSGCN_DATA")
-    if not folder or not Path(folder).is_dir():
-        pytest.skip("KERAS_WSGCN_DATA names no folder")
+    if not folder or not Path(folder, "cmu17_30fps.npz").is_file():
+        pytest.skip("KERAS_WSGCN_DATA does not name the folder with cmu17_30fps.npz")
     return Path(folder)
 
 

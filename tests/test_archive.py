@@ -1,6 +1,5 @@
 """Motion archives: what is written comes back, and what is damaged or hostile is refused."""
 
-import os
 import pickle
 import zipfile
 from pathlib import Path
@@ -16,14 +15,6 @@ from keras_wsgcn.errors import InputError
 from keras_wsgcn.skeletons import Skeleton, h36m_16, h36m_17
 
 pytestmark = pytest.mark.plain
-
-
-@pytest.fixture
-def shared_data() -> Path:
-    folder = os.environ.get("KERAS_WSGCN_DATA")
-    if not folder or not Path(folder, "cmu17_30fps.npz").is_file():
-        pytest.skip("KERAS_WSGCN_DATA does not name the folder with cmu17_30fps.npz")
-    return Path(folder)
 
 
 def poses(frames: int = 4, joints: int = 17, seed: int = 0) -> np.ndarray:

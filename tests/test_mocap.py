@@ -1,7 +1,6 @@
 """Takes cut into pieces, folders of them, the command that reads them, and CMU's own files."""
 
 import functools
-import os
 from pathlib import Path
 
 import cli
@@ -30,11 +29,10 @@ pytestmark = pytest.mark.plain
 
 
 @pytest.fixture
-def shared_data() -> Path:
-    folder = os.environ.get("KERAS_WSGCN_DATA")
-    if not folder or not Path(folder, "raw").is_dir():
-        pytest.skip("KERAS_WSGCN_DATA does not name the folder with cmu17_30fps.npz and raw/")
-    return Path(folder)
+def shared_data(shared_data: Path) -> Path:
+    if not (shared_data / "raw").is_dir():
+        pytest.skip("KERAS_WSGCN_DATA names a folder without raw/")
+    return shared_data
 
 
 # --- pieces and folders -------------------------------------------------------------------------
