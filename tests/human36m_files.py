@@ -5,6 +5,7 @@ import sys
 import zipfile
 from pathlib import Path
 
+import fuzzing
 import numpy as np
 import pytest
 
@@ -75,9 +76,7 @@ def object_array(value) -> np.ndarray:
 
 def npy(payload: bytes, descr: str = "|O", shape: str = "()") -> bytes:
     """An `.npy` file whose data is `payload`, a pickle."""
-    head = f"{{'descr': '{descr}', 'fortran_order': False, 'shape': {shape}, }}".encode()
-    head = head.ljust(117) + b"\n"
-    return b"\x93NUMPY\x01\x00" + len(head).to_bytes(2, "little") + head + payload
+    return fuzzing.npy(payload, descr, shape)
 
 
 def old_npy(value, protocol: int = 2) -> bytes:

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import predict as predict_command
 import pytest
-from detector import seen, truth, write_coco, write_openpose
+from detector import generated_walk, seen, truth, write_coco, write_openpose
 
 from keras_wsgcn import inference
 from keras_wsgcn.data.cameras import normalize_screen
@@ -59,8 +59,7 @@ def lifter():
 @pytest.fixture(scope="module")
 def walk():
     """A walk of subject 1, and a camera that sees it."""
-    motion = generate_motions(subjects=1, takes=1, seconds=4.0, actions=["Walking"]).motions[0]
-    return motion.positions.astype(np.float64), four_cameras(motion)[1]
+    return generated_walk()
 
 
 @pytest.fixture(scope="module")
