@@ -180,6 +180,8 @@ class _Machine:
         elif name in _TUPLES:
             items = [self.stack.pop() for _ in range(_TUPLES[name])]
             self.stack.append(tuple(reversed(items)))
+        elif name in _MARKED:
+            _MARKED[name](self, self._since_mark())
         elif name in _OPERATIONS:
             _OPERATIONS[name](self, argument)
         elif name not in _NO_EFFECT:
@@ -199,25 +201,12 @@ class _Machine:
     def _pop(self, _) -> None:
         self.stack.pop()
 
-    def _tuple(self, _) -> None:
-        items = tuple(self._since_mark())
-        self.stack.append(items)
-
-    def _list(self, _) -> None:
-        items = self._since_mark()
-        self.stack.append(items)
-
-    def _dict(self, _) -> None:
-        items = self._since_mark()
+    def _dict(self, items: list[Any]) -> None:
         self.stack.append({})
         self._set_items(items)
 
     def _append(self, _) -> None:
         self._extend([self.stack.pop()])
-
-    def _appends(self, _) -> None:
-        items = self._since_mark()
-        self._extend(items)
 
     def _extend(self, items: list[Any]) -> None:
         if type(self.stack[-1]) is not list:
@@ -227,10 +216,6 @@ class _Machine:
     def _setitem(self, _) -> None:
         value = self.stack.pop()
         self._set_items([self.stack.pop(), value])
-
-    def _setitems(self, _) -> None:
-        items = self._since_mark()
-        self._set_items(items)
 
     def _set_items(self, items: list[Any]) -> None:
         # Only text: the hash of deeply nested tuples would overflow the C stack.
@@ -303,11 +288,17 @@ class _Machine:
         return kind()
 
 
+# Of what lies on the stack since the last mark.
+_MARKED: dict[str, Callable[[_Machine, list[Any]], None]] = {
+    "TUPLE": lambda machine, items: machine.stack.append(tuple(items)),
+    "LIST": lambda machine, items: machine.stack.append(items),
+    "DICT": _Machine._dict,
+    "APPENDS": _Machine._extend,
+    "SETITEMS": _Machine._set_items,
+}
 _OPERATIONS: dict[str, Callable[[_Machine, Any], None]] = {
     "MARK": _Machine._mark, "MEMOIZE": _Machine._memoize, "POP": _Machine._pop,
-    "TUPLE": _Machine._tuple, "LIST": _Machine._list, "DICT": _Machine._dict,
-    "APPEND": _Machine._append, "APPENDS": _Machine._appends,
-    "SETITEM": _Machine._setitem, "SETITEMS": _Machine._setitems,
+    "APPEND": _Machine._append, "SETITEM": _Machine._setitem,
     "GLOBAL": _Machine._global, "STACK_GLOBAL": _Machine._stack_global,
     "REDUCE": _Machine._reduce, "BUILD": _Machine._build,
 }  # fmt: skip
