@@ -156,7 +156,8 @@ class Skeleton(records.Record):
         given = self.joint_names
         if isinstance(given, Iterable) and not isinstance(given, str):
             names = tuple(itertools.islice(given, MAX_JOINTS + 1))
-            if all(map(_is_name, names)) and 2 <= len(set(names)) == len(names) <= MAX_JOINTS:
+            named = all(isinstance(name, str) and name for name in names)
+            if named and 2 <= len(set(names)) == len(names) <= MAX_JOINTS:
                 return names
         raise InputError(
             f"`joint_names` must hold 2 to {MAX_JOINTS} different non-empty strings. "
@@ -207,10 +208,6 @@ class Skeleton(records.Record):
                 f"`{argument}` must name each joint {'exactly' if complete else 'at most'} once. "
                 f"Received: {argument}={getattr(self, argument)}"
             )
-
-
-def _is_name(value: Any) -> bool:
-    return isinstance(value, str) and bool(value)
 
 
 def _frozen(array: np.ndarray) -> np.ndarray:

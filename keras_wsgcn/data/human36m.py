@@ -13,7 +13,6 @@ import numpy as np
 
 from keras_wsgcn.data import human36m_cdf
 from keras_wsgcn.data.archive import Motion, MotionArchive
-from keras_wsgcn.data.cameras import Camera
 from keras_wsgcn.data.human36m_cameras import camera_names, cameras_of
 from keras_wsgcn.data.human36m_formats import MAX_BYTES, read_objects, refusal
 from keras_wsgcn.data.human36m_pickles import PickledArray
@@ -146,7 +145,7 @@ def split(
     keypoints = archive.pose2d_source or "gt"
     return observe_splits(
         archive,
-        None if archive.views else _cameras,
+        None if archive.views else lambda motion: cameras_of(motion.subject),
         name=f"human36m-{keypoints}",
         validation=VALIDATION_SUBJECTS if validation is None else validation,
         test=TEST_SUBJECTS if test is None else test,
@@ -154,10 +153,6 @@ def split(
         keep_unseen=True,
         **options,
     )
-
-
-def _cameras(motion: Motion) -> tuple[Camera, ...]:
-    return cameras_of(motion.subject)
 
 
 # --- from trees to arrays -----------------------------------------------------------------------

@@ -189,15 +189,12 @@ def _importance_rows(study: optuna.Study) -> list[dict[str, Any]]:
             found = optuna.importance.get_param_importances(
                 study,
                 evaluator=optuna.importance.PedAnovaImportanceEvaluator(),
-                target=_validation_error,
+                # It need be no objective.
+                target=lambda trial: trial.user_attrs["metrics"]["val_mpjpe_mm"],
             )
     except (ValueError, RuntimeError):  # fewer than two trials, or all of them equal
         return []
     return [{"parameter": name, "importance": value} for name, value in found.items()]
-
-
-def _validation_error(trial: FrozenTrial) -> float:
-    return trial.user_attrs["metrics"]["val_mpjpe_mm"]  # which need be no objective
 
 
 def _frame(name: str, rows: list[dict[str, Any]]) -> pd.DataFrame:
