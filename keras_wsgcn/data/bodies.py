@@ -91,13 +91,13 @@ def make_body(seed: int, subject: int) -> Body:
 
 
 def turn_about(axis: int, degrees: np.ndarray) -> np.ndarray:
-    """Rotations about the body's forward, left or up axis, `(frames, 3, 3)`."""
+    """Rotations about the axis 0, 1 or 2, of a body forward, left or up, `(..., 3, 3)`."""
     cosine, sine = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
     i, j = (axis + 1) % 3, (axis + 2) % 3
-    matrix = np.zeros((len(degrees), 3, 3))
-    matrix[:, axis, axis] = 1
-    matrix[:, i, i] = matrix[:, j, j] = cosine
-    matrix[:, j, i], matrix[:, i, j] = sine, -sine
+    matrix = np.zeros((*np.shape(degrees), 3, 3))
+    matrix[..., axis, axis] = 1
+    matrix[..., i, i] = matrix[..., j, j] = cosine
+    matrix[..., j, i], matrix[..., i, j] = sine, -sine
     return matrix
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from keras_wsgcn.data.bodies import turn_about
 from keras_wsgcn.errors import InputError
 from keras_wsgcn.files import check_regular
 
@@ -68,14 +69,7 @@ def _rotation(turns: Sequence[tuple[str, Any]]) -> np.ndarray:
     """The product of rotations about axes by degrees, from left to right, `(..., 3, 3)`."""
     product = np.eye(3)
     for axis, degrees in turns:
-        angle = np.radians(degrees)
-        one, i, j = {"X": (0, 1, 2), "Y": (1, 2, 0), "Z": (2, 0, 1)}[axis]
-        matrix = np.zeros((*np.shape(angle), 3, 3))
-        matrix[..., one, one] = 1.0
-        matrix[..., i, i] = matrix[..., j, j] = np.cos(angle)
-        matrix[..., j, i] = np.sin(angle)
-        matrix[..., i, j] = -matrix[..., j, i]
-        product = product @ matrix
+        product = product @ turn_about("XYZ".index(axis), degrees)
     return product
 
 
