@@ -6,7 +6,7 @@ import json
 import urllib.error
 import urllib.parse
 import urllib.request
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -22,15 +22,10 @@ class ServingError(Failure):
     """The server cannot be reached, or refused a request."""
 
 
-class _Transport(Protocol):
-    def joints(self) -> int: ...
-    def predict(self, inputs: dict[str, np.ndarray]) -> np.ndarray: ...
-
-
 class Client:
     """A model that a server holds. `connect` makes one."""
 
-    def __init__(self, transport: _Transport):
+    def __init__(self, transport: "_Rest | _Grpc"):
         self._transport = transport
         self.num_joints = transport.joints()
 
