@@ -7,18 +7,8 @@ from typing import Any
 import keras
 
 from keras_wsgcn import schemes, skeletons
-from keras_wsgcn.budget import (
-    MAX_MIXING,
-    count_mixing,
-    count_params,
-    solve_channels,
-)
-from keras_wsgcn.errors import (
-    InputError,
-    check_integer,
-    check_number,
-    shown,
-)
+from keras_wsgcn.budget import MAX_MIXING, count_mixing, count_params, solve_channels
+from keras_wsgcn.errors import InputError, check_integer, check_number, shown
 from keras_wsgcn.layers import BatchNormalization, GraphConv, GraphNonLocal, Turn
 from keras_wsgcn.schemes import Scheme
 from keras_wsgcn.skeletons import Skeleton

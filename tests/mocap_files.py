@@ -6,12 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from keras_wsgcn.data.archive import Motion
-from keras_wsgcn.data.mocap import (
-    CGSPEED,
-    BvhLayout,
-    read_asf_amc,
-    read_bvh,
-)
+from keras_wsgcn.data.mocap import CGSPEED, BvhLayout, read_asf_amc, read_bvh
 from keras_wsgcn.skeletons import h36m_17
 
 J = {name: joint for joint, name in enumerate(h36m_17.joint_names)}

@@ -7,20 +7,10 @@ import cli
 import numpy as np
 import prepare_data
 import pytest
-from mocap_files import (
-    REST,
-    J,
-    acclaim,
-    amc_text,
-    asf_text,
-    bvh_text,
-)
+from mocap_files import REST, J, acclaim, amc_text, asf_text, bvh_text
 
 from keras_wsgcn.data.archive import Motion, load_archive
-from keras_wsgcn.data.mocap import (
-    read_asf_amc,
-    read_bvh,
-)
+from keras_wsgcn.data.mocap import read_asf_amc, read_bvh
 from keras_wsgcn.data.mocap_folders import cut, read_folder, read_labels, split_at_jumps
 from keras_wsgcn.errors import InputError
 from keras_wsgcn.skeletons import h36m_17

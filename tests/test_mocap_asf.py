@@ -5,11 +5,7 @@ import pytest
 from mocap_files import REST, J, acclaim, asf_text, near
 
 from keras_wsgcn.data import mocap_formats
-from keras_wsgcn.data.mocap import (
-    CMU_BONES,
-    read_asf_amc,
-    read_bvh,
-)
+from keras_wsgcn.data.mocap import CMU_BONES, read_asf_amc, read_bvh
 from keras_wsgcn.errors import InputError
 
 pytestmark = pytest.mark.plain

@@ -4,11 +4,7 @@ import numpy as np
 import pytest
 from mocap_files import JOINTS, PLAIN, J, asf_text, bvh, bvh_text, near
 
-from keras_wsgcn.data.mocap import (
-    CMU_METRES,
-    BvhLayout,
-    read_bvh,
-)
+from keras_wsgcn.data.mocap import CMU_METRES, BvhLayout, read_bvh
 from keras_wsgcn.errors import InputError
 
 pytestmark = pytest.mark.plain

@@ -15,13 +15,7 @@ import serve as serve_command
 from test_export import randomise
 
 from keras_wsgcn import InputError, build_model, export, save_model
-from keras_wsgcn.serving import (
-    ServingError,
-    connect,
-    docker_command,
-    served_models,
-    write_config,
-)
+from keras_wsgcn.serving import ServingError, connect, docker_command, served_models, write_config
 from keras_wsgcn.serving.client import Client
 
 pytestmark = pytest.mark.skipif(

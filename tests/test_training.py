@@ -22,11 +22,7 @@ from keras_wsgcn.evaluation import load_run_data
 from keras_wsgcn.prediction import predict
 from keras_wsgcn.recipes import TrainConfig
 from keras_wsgcn.saving import read_metadata
-from keras_wsgcn.training import (
-    DivergenceError,
-    subject_mean_mm,
-    train,
-)
+from keras_wsgcn.training import DivergenceError, subject_mean_mm, train
 
 SMALL = TrainConfig(
     scheme="pre_agg", channels=6, blocks=1, epochs=3, batch_size=64, dropout=0.2, learning_rate=5e-3
