@@ -43,10 +43,7 @@ _OUTSIDE = 10.0  # a fraction so far outside of the image is no fraction
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        epilog=EPILOG,
-    )
+    parser = argparse.ArgumentParser(description=__doc__, epilog=EPILOG)
     parser.add_argument(
         "--model",
         default=DEFAULT_MODEL,
@@ -155,9 +152,8 @@ def plan_outputs(options: argparse.Namespace) -> dict[Path, Callable[[PoseSequen
                 f"Received: {name}={str(path)!r}"
             )
     writers: dict[str, Callable] = {"output": lambda sequence, path: save_poses(path, sequence)}
-    if len(chosen) > 1:
-        drawn = [name for name in chosen if name != "output"]
-        writers |= {name: getattr(animation, f"write_{name}") for name in drawn}
+    drawn = [name for name in chosen if name != "output"]
+    writers |= {name: getattr(animation, f"write_{name}") for name in drawn}
     return {path: writers[name] for name, path in chosen.items()}
 
 

@@ -68,11 +68,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"{config}: {', '.join(f'{name} version {v[-1]}' for name, v in models.items())}")
     name = name or next(iter(models))
     if options.stand_in:
-        return stand_in(options.folder, name, ports)
+        stand_in(options.folder, name, ports)
+        return
     print("\nTensorFlow Serving:\n")
     print(f"  {docker_command(options.folder, image=image, **ports)}")
     print_queries(name, **ports)
-    return None
 
 
 def print_queries(name: str, rest_port: int, grpc_port: int) -> None:
