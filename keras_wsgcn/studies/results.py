@@ -5,13 +5,13 @@ The tables are read from the storage, or from the CSVs that were written of them
 
 import os
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import optuna
 import pandas as pd
-from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial
 
 from keras_wsgcn import schemes
@@ -90,16 +90,26 @@ def read_storage(spec: StudySpec, location: str | os.PathLike) -> StudyResults:
             f"`storage` must be what run_study.py has written. Received: storage={str(location)!r}"
         )
     with reading(location):
-        return _tables(spec, storages.open_storage(location))
+        storage = storages.open_storage(location)
+        known = set(optuna.get_all_study_names(storage))
+        studies = {
+            name: storages.open_study(storage, name, objectives_of(spec))
+            for name in slots_of(spec)
+            if name in known
+        }
+        return _tables(spec, studies)
 
 
-def _tables(spec: StudySpec, storage: RDBStorage) -> StudyResults:
-    known = set(optuna.get_all_study_names(storage))
+def read_nothing(spec: StudySpec) -> StudyResults:
+    """The tables of a study before it has run."""
+    return _tables(spec, {})
+
+
+def _tables(spec: StudySpec, studies: Mapping[str, optuna.Study]) -> StudyResults:
     tables: dict[str, list[dict[str, Any]]] = {name: [] for name in _SUFFIXES}
     for name, slots in slots_of(spec).items():
         found, front = {}, {}
-        if name in known:
-            study = storages.open_study(storage, name, objectives_of(spec))
+        if study := studies.get(name):
             found, front = storages.trials_by_slot(study), study.user_attrs.get(_FRONT, {})
         for slot, (cell, seed) in slots.items():
             start = {"study": name, "cell": cell.label, "slot": slot}
@@ -115,19 +125,9 @@ def _tables(spec: StudySpec, storage: RDBStorage) -> StudyResults:
             tables["runs"].append(row)
             tables["subjects"] += [{"study": name, **r} for r in _subject_rows(trial)]
             tables["epochs"] += [{"study": name, **r} for r in _epoch_rows(trial)]
-        if name in known and spec.search:
+        if study and spec.search:
             tables["importances"] += [{"study": name, **r} for r in _importance_rows(study)]
     return StudyResults(**{name: _frame(name, rows) for name, rows in tables.items()})
-
-
-def read_nothing(spec: StudySpec) -> StudyResults:
-    """The tables of a study before it has run."""
-    runs = [
-        {"study": name, "cell": cell.label, "slot": slot, **_not_run(spec, cell, seed)}
-        for name, slots in slots_of(spec).items()
-        for slot, (cell, seed) in slots.items()
-    ]
-    return StudyResults(**{name: _frame(name, runs * (name == "runs")) for name in _SUFFIXES})
 
 
 def _not_run(spec: StudySpec, cell: Cell, seed: int) -> dict[str, Any]:
