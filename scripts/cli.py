@@ -9,7 +9,6 @@ import os
 import re
 import sys
 import threading
-import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
@@ -60,8 +59,9 @@ def add_options(
     for field in dataclasses.fields(record):
         if field.name in leave_out:
             continue
-        kinds = [t for t in _members(hints[field.name]) if t in (str, int, float, bool)]
-        reading = _reading(kinds[0], optional=type(None) in _members(hints[field.name]))
+        kinds = typing.get_args(hints[field.name]) or (hints[field.name],)  # of a union, or the one
+        kind = next(kind for kind in kinds if kind in (str, int, float, bool))
+        reading = _reading(kind, optional=type(None) in kinds)
         if field.name in choices:  # the record itself refuses others
             reading["metavar"] = f"{{{','.join(choices[field.name])}}}"
         text = described[field.name] + _values(field.name, recipes)
@@ -120,12 +120,6 @@ def _values(name: str, recipes: Mapping[str, Any]) -> str:
     default = next(iter(values.values()), None)
     others = [f"{recipe} {value}" for recipe, value in values.items() if value != default]
     return f" (default: {'; '.join([str(default), *others])})" if values else ""
-
-
-def _members(hint: Any) -> tuple[Any, ...]:
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        return typing.get_args(hint)
-    return (hint,)
 
 
 def _described_arguments(record: type) -> dict[str, str]:
