@@ -3,7 +3,8 @@
 import contextlib
 import ctypes
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 
 import keras
 
@@ -75,6 +76,20 @@ def replicas() -> int:
     return 1
 
 
+def check_together(count: int) -> int:
+    """Refuses to train several models at once where the backend cannot.
+
+    Raises:
+        InputError: if it cannot.
+    """
+    if check_integer("together", count, least=1) > 1 and keras.backend.backend() != "jax":
+        raise InputError(
+            "`together` must be 1 but under JAX, which alone can map a step over models. "
+            f"Received: together={count} under {keras.backend.backend()}"
+        )
+    return count
+
+
 @contextlib.contextmanager
 def float32_products(tf32: bool = False) -> Iterator[None]:
     """Within, products of float32 matrices are as exact as float32 is.
@@ -85,36 +100,71 @@ def float32_products(tf32: bool = False) -> Iterator[None]:
     Args:
         tf32: let them round.
     """
-    backend = keras.backend.backend()
-    if backend == "jax":
+    if keras.backend.backend() == "jax":
         import jax
 
         with jax.default_matmul_precision("tensorfloat32" if tf32 else "float32"):
             yield
-    elif backend == "tensorflow":
+        return
+    own = object()
+    with _products.lock:
+        _products.enter(own, tf32)
+    try:
+        yield
+    finally:
+        with _products.lock:
+            _products.leave(own)
+
+
+class _Products:
+    """The one setting of a process, which threads share: the latest within decides on it.
+
+    The last to leave puts back what it was, whatever the order in which they came.
+    """
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.within: dict[object, bool] = {}
+
+    def enter(self, own: object, tf32: bool) -> None:
+        if not self.within:
+            self.set, self.restore = _ways_to_set_tf32()
+        self.within[own] = tf32
+        self.set(tf32)
+
+    def leave(self, own: object) -> None:
+        del self.within[own]
+        if self.within:
+            self.set(list(self.within.values())[-1])
+        else:
+            self.restore()
+
+
+_products = _Products()
+
+
+def _ways_to_set_tf32() -> tuple[Callable[[bool], None], Callable[[], None]]:
+    """How TF32 is set under TensorFlow or torch, and how all is put back as it is now."""
+    if keras.backend.backend() == "tensorflow":
         import tensorflow as tf
 
-        before = tf.config.experimental.tensor_float_32_execution_enabled()
-        tf.config.experimental.enable_tensor_float_32_execution(tf32)
-        try:
-            yield
-        finally:
-            tf.config.experimental.enable_tensor_float_32_execution(before)
-    else:
-        import torch
+        set_tf32 = tf.config.experimental.enable_tensor_float_32_execution
+        now = tf.config.experimental.tensor_float_32_execution_enabled()
+        return set_tf32, lambda: set_tf32(now)
+    import torch
 
-        ways = (torch.backends.cuda, torch.backends.mkldnn)
-        try:
-            before, fields = torch.get_float32_matmul_precision(), []
-        except RuntimeError:  # it was set by PyTorch's newer fields, and can only be read there
-            before, fields = "highest", [way.matmul.fp32_precision for way in ways]
-        torch.set_float32_matmul_precision("high" if tf32 else "highest")
-        try:
-            yield
-        finally:
-            torch.set_float32_matmul_precision(before)
-            for way, field in zip(ways, fields, strict=False):
-                way.matmul.fp32_precision = field
+    ways = (torch.backends.cuda, torch.backends.mkldnn)
+    try:
+        before, fields = torch.get_float32_matmul_precision(), []
+    except RuntimeError:  # it was set by PyTorch's newer fields, and can only be read there
+        before, fields = "highest", [way.matmul.fp32_precision for way in ways]
+
+    def restore() -> None:
+        torch.set_float32_matmul_precision(before)
+        for way, field in zip(ways, fields, strict=False):
+            way.matmul.fp32_precision = field
+
+    return lambda tf32: torch.set_float32_matmul_precision("high" if tf32 else "highest"), restore
 
 
 def keep_freed_memory() -> None:

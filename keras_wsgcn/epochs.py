@@ -219,7 +219,8 @@ def _tensorflow_runner(
     arrays = tf.constant(inputs), tf.constant(targets)
     strategy = tf.distribute.get_strategy()
     share = batch_size // strategy.num_replicas_in_sync
-    if strategy.num_replicas_in_sync == 1:
+    one = strategy.num_replicas_in_sync == 1
+    if one and not isinstance(strategy, tf.distribute.MirroredStrategy):
         step = tf.function(model.train_step, jit_compile=True)
     else:  # XLA cannot compile what devices tell each other
         step = model.train_step

@@ -157,6 +157,19 @@ def check_string(name: str, value: Any, *, empty: bool = True) -> str:
     raise InputError(f"`{name}` must be a {kind}. Received: {name}={shown(value)}")
 
 
+def check_instance(name: str, value: Any, kind: type, example: str) -> None:
+    """Refuses what is of another kind; the message gives an example.
+
+    Raises:
+        InputError: if it is.
+    """
+    if not isinstance(value, kind):
+        raise InputError(
+            f"`{name}` must be a {kind.__name__}, {example}. "
+            f"Received: {name} of type {type(value).__name__}"
+        )
+
+
 def check_choice(name: str, value: Any, choices: Iterable[str]) -> str:
     """`value`, if it is one of `choices`.
 

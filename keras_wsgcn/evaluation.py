@@ -13,7 +13,7 @@ import pandas as pd
 from keras_wsgcn import metrics, skeletons
 from keras_wsgcn.data.poses import DATA_FACTS, PoseDataset, Splits
 from keras_wsgcn.data.sources import differences, load_splits, options_of
-from keras_wsgcn.errors import InputError, check_choice, shown
+from keras_wsgcn.errors import InputError, check_choice, check_instance, shown
 from keras_wsgcn.prediction import check_joints, check_single, predict, root_aligned
 
 # Tables 5, 6 and 7 of the paper: Human3.6M by action.
@@ -117,6 +117,8 @@ def evaluate(model: keras.Model, poses: PoseDataset) -> pd.DataFrame:
         InputError: if the model takes other joints, or in another order, or has several inputs or
             outputs.
     """
+    check_instance("model", model, keras.Model, "such as the `model` of what `train` returns")
+    check_instance("poses", poses, PoseDataset, "such as the `test` poses of splits")
     check_single(model)
     for wanted in getattr(model, "inputs", None) or []:  # a subclassed model need not say
         if tuple(wanted.shape[1:]) != poses.pose2d.shape[1:]:

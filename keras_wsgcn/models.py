@@ -8,7 +8,7 @@ import keras
 
 from keras_wsgcn import schemes, skeletons
 from keras_wsgcn.budget import MAX_MIXING, count_mixing, count_params, solve_channels
-from keras_wsgcn.errors import InputError, check_integer, check_number, shown
+from keras_wsgcn.errors import InputError, check_instance, check_integer, check_number, shown
 from keras_wsgcn.layers import BatchNormalization, GraphConv, GraphNonLocal, Turn
 from keras_wsgcn.schemes import Scheme
 from keras_wsgcn.skeletons import Skeleton
@@ -19,6 +19,12 @@ DEFAULT_KERNEL_GAIN = 0.05
 MIN_GAIN, MAX_GAIN = 1e-6, 1e6
 # What `load_model` opens again: layers, and 340 MB of weights, with Adam's a GB.
 MAX_BLOCKS, MAX_PARAMS = 150, 85_000_000
+
+
+LAYERS = (  # the kinds that `build_model` makes
+    keras.layers.InputLayer, Turn, GraphConv, GraphNonLocal, BatchNormalization,
+    keras.layers.ReLU, keras.layers.Dropout, keras.layers.Add,
+)  # fmt: skip
 
 
 def build_model(
@@ -207,6 +213,7 @@ def describe(model: keras.Model) -> dict[str, Any]:
     Raises:
         InputError: if the model holds no `GraphConv`.
     """
+    check_instance("model", model, keras.Model, "such as the `model` of what `train` returns")
     convs = [layer for layer in model.layers if isinstance(layer, GraphConv)]
     if not convs:
         raise InputError(

@@ -14,16 +14,20 @@ def initializer(given):
 
     Returns:
         One of `(..., in, out)`. Other kinds draw their numbers one by one, and are left as they
-        are; so is variance scaling with axes of its own.
+        are; so are variance scaling with axes of its own, and classes that call otherwise.
     """
+
+    def calls_as(kind) -> bool:
+        return isinstance(given, kind) and type(given).__call__ is kind.__call__
+
     # The seed as it was drawn: `get_config` gives the one that was passed, often None.
-    if isinstance(given, keras.initializers.VarianceScaling):
+    if calls_as(keras.initializers.VarianceScaling):
         if given.input_axes is not None and given.output_axes is not None:
             return given
         return keras.initializers.VarianceScaling(
             given.scale, given.mode, given.distribution, given.seed, (-2,), (-1,)
         )
-    if isinstance(given, keras.initializers.Orthogonal):
+    if calls_as(keras.initializers.Orthogonal):
         return lambda shape, dtype=None: _orthogonal(given, shape, dtype)
     return given
 

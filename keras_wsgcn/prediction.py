@@ -1,5 +1,7 @@
 """Prediction of many poses, as fast as the backend and its devices can."""
 
+import threading
+
 import keras
 import numpy as np
 
@@ -10,6 +12,7 @@ from keras_wsgcn.skeletons import Skeleton
 from keras_wsgcn.torch_steps import replay_predictions
 
 PREDICT_BATCH = 1024
+_one_at_a_time = threading.Lock()  # Keras's prediction is no thing for threads that share a model
 
 
 def predict(model: keras.Model, pose2d: np.ndarray) -> np.ndarray:
@@ -25,9 +28,9 @@ def predict(model: keras.Model, pose2d: np.ndarray) -> np.ndarray:
     whole = np.pad(pose2d, ((0, -len(pose2d) % count), (0, 0), (0, 0)), mode="edge")
     batch = PREDICT_BATCH // count * count  # each device takes its share of every batch
     keep_freed_memory()
-    if keras.backend.backend() == "torch":
-        replay_predictions(model, batch)
-    with float32_products():
+    with _one_at_a_time, float32_products():
+        if keras.backend.backend() == "torch":
+            replay_predictions(model, batch)
         predicted = model.predict(whole, batch_size=batch, verbose=0)
     if np.shape(predicted) != (*whole.shape[:2], 3):
         raise InputError(

@@ -101,7 +101,8 @@ class TrainConfig:
             raise InputError(
                 f"`epochs` must be at most {MAX_EPOCHS}. Received: epochs={self.epochs}"
             )
-        check_integer("seed", self.seed, least=0)
+        if check_integer("seed", self.seed, least=0) >= 2**32:
+            raise InputError(f"`seed` must be below 2**32. Received: seed={self.seed}")
         for name in ("decay_steps", "decay_epochs", "patience"):
             if getattr(self, name) is not None:
                 check_integer(name, getattr(self, name), least=1)
@@ -213,13 +214,25 @@ RECIPES: dict[str, TrainConfig] = {
 
 @contextlib.contextmanager
 def random_state_kept() -> Iterator[None]:
-    """Within it Keras can be seeded; what a user draws from Python and NumPy stays as it was."""
+    """Within it Keras can be seeded; what a user draws afterwards stays as it was.
+
+    That is: from Python, NumPy and PyTorch. TensorFlow's generator cannot be read.
+    """
     of_python, of_numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
-    try:
-        yield
-    finally:
-        random.setstate(of_python)
-        np.random.set_state(of_numpy)  # noqa: NPY002
+    with _torch_random_state_kept():
+        try:
+            yield
+        finally:
+            random.setstate(of_python)
+            np.random.set_state(of_numpy)  # noqa: NPY002
+
+
+def _torch_random_state_kept() -> contextlib.AbstractContextManager[None]:
+    if keras.backend.backend() != "torch":
+        return contextlib.nullcontext()
+    import torch
+
+    return torch.random.fork_rng(devices=range(torch.cuda.device_count()))
 
 
 def compile_model(model: keras.Model, config: TrainConfig, steps_per_epoch: int) -> None:

@@ -45,13 +45,14 @@ def save_model(model: keras.Model, path: str | os.PathLike, **facts: Any) -> Non
             layers, weights or facts that `load_model` does not open.
     """
     path = _checked_path(path)
-    metadata = {
-        "normalisation": NORMALISATION,
-        **getattr(model, "metadata", {}),
-        **describe(model),
-        **facts,
-        "dtype_policy": model.dtype_policy.name,
-    }
+    own = {**describe(model), "dtype_policy": model.dtype_policy.name}
+    if taken := sorted({"normalisation", *own} & set(facts)):
+        raise InputError(
+            f"`facts` must not be called {taken}, which the model says itself. "
+            f"Received: {shown(facts)}"
+        )
+    known = getattr(model, "metadata", {})
+    metadata = {"normalisation": NORMALISATION, **known, **facts, **own}
     try:
         text = json.dumps(metadata, indent=2, default=plain)
     except (TypeError, ValueError) as error:
@@ -246,6 +247,8 @@ def _load_state(
 
 
 def _checked_path(path: str | os.PathLike) -> Path:
+    if not isinstance(path, str | os.PathLike):
+        raise InputError(f"`path` must be a path. Received: path of type {type(path).__name__}")
     path = Path(path)
     if path.suffix != ".keras":
         raise InputError(f"`path` must end in `.keras`. Received: path={str(path)!r}")

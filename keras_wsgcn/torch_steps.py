@@ -4,6 +4,7 @@ import contextlib
 import functools
 import os
 import shutil
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 
 from keras_wsgcn.environment import processor
 from keras_wsgcn.errors import InputError
+from keras_wsgcn.models import LAYERS
 
 
 def torch_runner(
@@ -60,8 +62,11 @@ def replay_predictions(model: keras.Model, batch_size: int) -> None:
 
     Keras's model keeps all that its layers compute until the last is done, which is more than the
     caches hold: 4500 poses take 0.63 instead of 0.43 s (`pre_agg`, 4.2 M parameters, two cores).
-    Smaller batches are not worth their traces, half a second each.
+    Smaller batches are not worth their traces, half a second each. Other layers than the library's
+    may look at values, or be changed between two predictions, which a trace would not know.
     """
+    if not all(type(layer) in LAYERS for layer in model.layers):
+        return
     model.make_predict_function()
     if not model.jit_compile and not isinstance(model.predict_function, _Predictions):
         model.predict_function = _Predictions(model.predict_function, batch_size)
@@ -85,6 +90,9 @@ class _Predictions:
         return self.replays[kind](inputs)
 
 
+_tracing = threading.Lock()  # PyTorch traces one function at a time
+
+
 def _traced(
     function: Callable[..., Any], *arguments: Any, jit_compile: bool = False
 ) -> Callable[..., Any]:
@@ -92,7 +100,8 @@ def _traced(
     import torch
     from torch.fx.experimental.proxy_tensor import make_fx
 
-    trace = make_fx(function)(*arguments)
+    with _tracing:
+        trace = make_fx(function)(*arguments)
     _fold_constants(trace)
     if torch.backends.mkldnn.is_available() and (processor() or "").startswith("AMD"):
         _multiply_by_onednn(trace)

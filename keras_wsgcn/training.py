@@ -19,10 +19,10 @@ import pandas as pd
 from keras_wsgcn import metrics, skeletons
 from keras_wsgcn.data.poses import PoseDataset, Splits
 from keras_wsgcn.data.sources import differences
-from keras_wsgcn.devices import data_parallel, float32_products
+from keras_wsgcn.devices import check_together, data_parallel, float32_products
 from keras_wsgcn.environment import environment
 from keras_wsgcn.epochs import Epochs
-from keras_wsgcn.errors import Failure, InputError, check_integer, shown
+from keras_wsgcn.errors import Failure, InputError, check_instance, shown
 from keras_wsgcn.files import copy_file, remove_leftovers, write_json, write_text
 from keras_wsgcn.prediction import predict, root_aligned
 from keras_wsgcn.recipes import TrainConfig, compile_model, random_state_kept
@@ -141,20 +141,6 @@ def train_together(
     return _train(runs, data, 1, verbose)
 
 
-def check_together(count: int) -> int:
-    """Refuses to train several models at once where the backend cannot.
-
-    Raises:
-        InputError: if it cannot.
-    """
-    if check_integer("together", count, least=1) > 1 and keras.backend.backend() != "jax":
-        raise InputError(
-            "`together` must be 1 but under JAX, which alone can map a step over models. "
-            f"Received: together={count} under {keras.backend.backend()}"
-        )
-    return count
-
-
 @random_state_kept()
 def _train(
     settings: Sequence[tuple[TrainConfig, Path, Sequence[keras.callbacks.Callback]]],
@@ -162,6 +148,9 @@ def _train(
     devices: int,
     verbose: bool,
 ) -> list["TrainResult | DivergenceError"]:
+    for config, _, _ in settings:
+        check_instance("config", config, TrainConfig, "such as one of `RECIPES`")
+    check_instance("data", data, Splits, "such as `load_splits` gives")
     first, epochs = settings[0][0], None
     if first.jit_compile and keras.backend.backend() == "torch":
         check_jit_compile(first.precision)
@@ -194,7 +183,7 @@ def _train(
                     run.end_epoch(*outcome, seconds, verbose)
         for run in runs:
             if not run.error:
-                run.callbacks.on_train_end()
+                run.callbacks.on_train_end(run.logs)
     return [run.error or run.result() for run in runs]
 
 
@@ -249,6 +238,11 @@ class _Run:
     def epoch(self) -> int:
         """Epochs trained so far."""
         return len(self.history)
+
+    @property
+    def logs(self) -> dict[str, Any]:
+        """What callbacks are told of the last epoch."""
+        return {name: value for name, value in self.history[-1].items() if name != "epoch"}
 
     def _claim_folder(self) -> None:
         record = {"config": self.config.get_config(), "data": self.data.facts()}
@@ -315,7 +309,7 @@ class _Run:
         except DivergenceError as error:
             self.error = error
             return
-        self.callbacks.on_epoch_end(row["epoch"] - 1, {k: row[k] for k in row if k != "epoch"})
+        self.callbacks.on_epoch_end(row["epoch"] - 1, self.logs)
         if verbose:
             whose = f"{self.folder.name}: " if self.together > 1 else ""
             print(whose + _progress(row, self.config.epochs), flush=True)

@@ -106,6 +106,30 @@ def test_products_are_exact_unless_asked_otherwise():
     assert products_allow_tf32() == before
 
 
+@pytest.mark.skipif(BACKEND == "jax", reason="under JAX each thread has its own")
+@pytest.mark.parametrize("first_to_leave", [0, 1])
+def test_the_last_to_leave_puts_the_precision_back(first_to_leave):
+    """As threads may: neither is within the other."""
+    before = products_allow_tf32()
+    ways = [float32_products(tf32=True), float32_products()]
+    for way in ways:
+        way.__enter__()
+    assert not products_allow_tf32()
+    ways.pop(first_to_leave).__exit__(None, None, None)
+    assert products_allow_tf32() == (first_to_leave == 1)
+    ways.pop().__exit__(None, None, None)
+    assert products_allow_tf32() == before
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="its strategies")
+def test_a_mirrored_strategy_of_one_device_trains(generated, tmp_path):
+    import tensorflow as tf
+
+    config = TrainConfig(channels=4, blocks=0, epochs=1, batch_size=64)
+    with tf.distribute.MirroredStrategy(["CPU:0"]).scope():
+        assert len(train(config, generated, tmp_path / "a", verbose=False).history) == 1
+
+
 NEWER = """
 import numpy as np, torch
 from keras_wsgcn import build_model

@@ -1,11 +1,23 @@
 import dataclasses
+from concurrent.futures import ThreadPoolExecutor
 
 import keras
 import numpy as np
 import pandas as pd
 import pytest
 
-from keras_wsgcn import InputError, build_model, evaluation, load_splits, metrics
+from keras_wsgcn import (
+    InputError,
+    TrainConfig,
+    build_model,
+    evaluation,
+    export,
+    load_model,
+    load_splits,
+    metrics,
+    save_model,
+    train,
+)
 from keras_wsgcn.evaluation import ERRORS, evaluate, headline, table_by, worst_median_best
 from keras_wsgcn.prediction import predict
 from keras_wsgcn.skeletons import Skeleton, h36m_16
@@ -37,6 +49,33 @@ def test_models_of_several_outputs_are_refused(generated):
     heads = [keras.layers.Dense(3)(pose2d) for _ in range(2)]
     with pytest.raises(InputError, match="Received: 1 inputs and 2 outputs"):
         evaluate(keras.Model(pose2d, heads), generated.test)
+
+
+def test_what_is_no_model_or_no_poses_is_refused(generated, tmp_path):
+    """What a user has in hand: splits and the result of a training."""
+    model, result = build_model("pre_agg", channels=4, blocks=0), generated
+    config = TrainConfig(channels=4)
+    for call, message in (
+        (lambda: evaluate(model, generated), "`poses` must be a PoseDataset"),
+        (lambda: evaluate(result, generated.test), "`model` must be a Model"),
+        (lambda: save_model(result, tmp_path / "x.keras"), "`model` must be a Model"),
+        (lambda: export(result, tmp_path / "x.onnx"), "`model` must be a Model"),
+        (lambda: train(config, generated.test, tmp_path), "`data` must be a Splits"),
+        (lambda: train("cmu", generated, tmp_path), "`config` must be a TrainConfig"),
+        (lambda: load_model(model), "`path` must be a path"),
+    ):
+        with pytest.raises(InputError, match=f"{message}.*Received: .* of type"):
+            call()
+    assert not list(tmp_path.iterdir())
+
+
+def test_threads_may_share_a_model(generated):
+    model = build_model("pre_agg", channels=4, blocks=0)
+    poses = generated.test.subset(np.arange(1100) % len(generated.test))
+    expected = evaluate(model, poses)
+    with ThreadPoolExecutor(4) as pool:
+        for errors in pool.map(lambda _: evaluate(model, poses), range(8)):
+            pd.testing.assert_frame_equal(errors, expected)
 
 
 def test_joints_in_another_order_are_refused(generated):

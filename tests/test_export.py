@@ -25,6 +25,7 @@ from keras_wsgcn import (
 )
 from keras_wsgcn.exporting import FORMATS, SIGNATURES, exports, inference_model
 from keras_wsgcn.layers import BatchNormalization, Turn
+from keras_wsgcn.prediction import predict
 
 TENSORFLOW = keras.backend.backend() == "tensorflow"
 written_once = pytest.mark.skipif(
@@ -152,6 +153,11 @@ def test_exports_predict_what_the_model_does(format, model, pose2d, tmp_path):
         got = open_exported(done.path)(pose2d=pose2d[:batch])
         np.testing.assert_allclose(got, expected[:batch], atol=1e-5)
     lift = open_exported(done.path)
+    for other in (pose2d.astype(float), pose2d.tolist()):
+        np.testing.assert_allclose(lift(pose2d=other), expected, atol=1e-5)
+    assert lift(pose2d=pose2d[:0]).shape == (0, 16, 3)
+    with pytest.raises(InputError, match="`pose2d` must be an array of numbers"):
+        lift(pose2d="poses")
     for wrong in (pose2d[:, :15], np.repeat(pose2d, 2, axis=1), pose2d[0], np.float32(1.0)):
         with pytest.raises(InputError, match=r"`pose2d` must have the shape \(batch, 16, 2\)"):
             lift(pose2d=wrong)
@@ -357,6 +363,32 @@ def test_refuses_before_any_work(path, options, message, model, tmp_path, monkey
     with pytest.raises(InputError, match=rf"{message}.*Received: "):
         export(model, tmp_path / path, **options)
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_what_is_no_lifter_is_refused(tmp_path):
+    class Own(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.conv = GraphConv(3, "pre_agg")
+
+    pose3d = keras.Input((16, 3))
+    wrong = (Own(), keras.Sequential([GraphConv(3, "pre_agg")]),
+             keras.Model(pose3d, GraphConv(3, "pre_agg")(pose3d)))  # fmt: skip
+    for other in wrong:
+        with pytest.raises(InputError, match=r"`model` must be built, .*Received: .*input_shape="):
+            export(other, tmp_path / "m.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_loss_of_ones_own_is_no_matter(rng, pose2d):
+    def own_loss(y_true, y_pred):
+        return keras.ops.mean(keras.ops.abs(y_true - y_pred))
+
+    model = randomise(build_model("pre_agg", channels=4, blocks=0), rng)
+    model.compile("adam", own_loss)
+    np.testing.assert_allclose(
+        predict(inference_model(model), pose2d), predict(model, pose2d), atol=1e-5
+    )
 
 
 def test_says_what_to_install(model, tmp_path, monkeypatch):

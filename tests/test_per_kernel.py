@@ -60,6 +60,14 @@ def test_a_variance_scaling_of_a_users_own_takes_the_fans_of_one_kernel():
     assert 0.99 * bound < np.abs(kernels).max() <= bound
 
 
+def test_an_initializer_that_calls_otherwise_is_left_alone():
+    class Ones(keras.initializers.HeNormal):
+        def __call__(self, shape, dtype=None):
+            return ops.ones(shape, dtype)
+
+    assert (kernels_of(GraphConv(4, "pre_agg", kernel_initializer=Ones())) == 1).all()
+
+
 def test_a_constraint_sees_single_kernels(rng):
     layer = GraphConv(4, "pre_agg", kernel_constraint="unit_norm")
     kernel = rng.normal(size=(1, 16, 6, 4)).astype("float32")

@@ -72,6 +72,15 @@ def test_refuses_other_names_and_changed_weights(monkeypatch, tmp_path):
         load_pretrained()
 
 
+def test_the_card_s_errors_hold_under_any_policy():
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        assert {layer.compute_dtype for layer in load_pretrained().layers} == {"float32"}
+        assert keras.config.dtype_policy().name == "mixed_bfloat16"
+    finally:
+        keras.config.set_dtype_policy("float32")
+
+
 def test_varied_cameras_stand_all_around_and_follow_from_the_key():
     motion = generate_motions(subjects=1, takes=1, seconds=2, actions=["Walking"]).motions[0]
     cameras = varied_cameras(motion, count=40)

@@ -68,6 +68,7 @@ def test_config_round_trip_through_json():
         ({"non_local": 1}, "non_local"),
         ({"affinity": "free"}, "affinity"),
         ({"decay_steps": 0}, "decay_steps"),
+        ({"seed": 2**32}, "seed"),
         ({"precision": "half"}, "precision"),
         ({"jit_compile": 1}, "jit_compile"),
     ],

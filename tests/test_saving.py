@@ -220,6 +220,14 @@ def test_what_layers_say_is_what_is_written(tmp_path):
     assert read_metadata(tmp_path / "m.keras")["dropout"] == 0.5
 
 
+def test_facts_do_not_gainsay_the_model(model, tmp_path):
+    for name in ("scheme", "dtype_policy", "normalisation"):
+        with pytest.raises(
+            InputError, match=rf"`facts` must not be called \['{name}'\].*Received: "
+        ):
+            save_model(model, tmp_path / "m.keras", **{name: "other"})
+
+
 def test_facts_that_are_no_json_are_refused(model, tmp_path):
     for fact in (np.zeros(3), {1, 2}, object()):
         with pytest.raises(InputError, match=r"`facts` must be what JSON can hold.*Received: "):

@@ -318,12 +318,12 @@ def test_callbacks_hear_of_every_epoch(data, tmp_path):
             heard.append((epoch, sorted(logs)))
 
         def on_train_end(self, logs=None):
-            heard.append("end")
+            heard.append(("end", sorted(logs)))
 
     config = dataclasses.replace(SMALL, epochs=2)
     train(config, data, tmp_path / "f", callbacks=[Listener()], verbose=False)
     names = ["learning_rate", "loss", "mpjpe_mm", "seconds", "val_mpjpe_mm"]
-    assert heard == ["begin", (0, names), (1, names), "end"]
+    assert heard == ["begin", (0, names), (1, names), ("end", names)]
 
 
 def test_what_is_no_list_of_callbacks_is_refused(data, tmp_path):

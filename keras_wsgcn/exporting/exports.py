@@ -20,12 +20,12 @@ import numpy as np
 
 from keras_wsgcn import metrics
 from keras_wsgcn.data.poses import PoseDataset
-from keras_wsgcn.errors import Failure, InputError, check_choice
+from keras_wsgcn.errors import Failure, InputError, check_choice, check_instance
 from keras_wsgcn.exporting.folding import inference_model
 from keras_wsgcn.exporting.formats import FORMATS, SIGNATURES, check_packages, format_of
 from keras_wsgcn.files import sync_folder
 from keras_wsgcn.models import describe
-from keras_wsgcn.prediction import check_joints, predict, root_aligned
+from keras_wsgcn.prediction import check_joints, check_single, predict, root_aligned
 from keras_wsgcn.saving import load_model, save_model
 
 TOLERANCE_M = 1e-5
@@ -107,6 +107,13 @@ def export(
     if isinstance(model, str | os.PathLike):
         model = load_model(model, compile=False)
     describe(model)  # refuses what is no lifting model
+    check_single(model)
+    shape = tuple(getattr(model, "input_shape", ()))
+    if len(shape) != 3 or None in shape[1:] or shape[2] != 2:
+        raise InputError(
+            "`model` must be built, functional or sequential, with the input (batch, joints, 2). "
+            f"Received: {type(model).__name__} with input_shape={shape}"
+        )
     inputs = _random_inputs(model.input_shape[1], chosen)
     if data is not None:
         check_joints(model, "data", data.skeleton)
@@ -167,6 +174,8 @@ def _checked_options(
             )
     elif data is not None:
         raise InputError("`data` must be None without `quantize`. Received: data")
+    if data is not None:
+        check_instance("data", data, PoseDataset, "such as the `test` poses of splits")
     return tuple(SIGNATURES) if form.all_signatures else (signature or "serve",)
 
 

@@ -6,7 +6,8 @@ import keras
 import numpy as np
 
 from keras_wsgcn.declared_size import sources_in
-from keras_wsgcn.layers import BatchNormalization, GraphConv, GraphNonLocal, Turn
+from keras_wsgcn.layers import GraphConv
+from keras_wsgcn.models import LAYERS
 
 _ONLY_IN_TRAINING = (
     keras.layers.Dropout,
@@ -14,10 +15,6 @@ _ONLY_IN_TRAINING = (
     keras.layers.GaussianNoise,
 )
 # What `build_model` makes its models of: of the axes these know no more than they are told.
-_OF_BUILD_MODEL = (
-    keras.layers.InputLayer, Turn, GraphConv, GraphNonLocal, BatchNormalization,
-    keras.layers.ReLU, keras.layers.Dropout, keras.layers.Add,
-)  # fmt: skip
 
 
 def inference_model(model: keras.Model) -> keras.Model:
@@ -37,12 +34,12 @@ def inference_model(model: keras.Model) -> keras.Model:
     Returns:
         A new model; `model` is left as it is.
     """
-    if isinstance(model, keras.Sequential):
-        graph = keras.Model(model.inputs, model.outputs, name=model.name)
-        graph.metadata = getattr(model, "metadata", {})
-        model = graph
+    # The graph alone, of a sequential model too: Keras would copy what `compile` was given.
+    graph = keras.Model(model.inputs, model.outputs, name=model.name)
+    graph.metadata = getattr(model, "metadata", {})
+    model = graph
     folded = _foldable(model)
-    turnable = all(type(layer) in _OF_BUILD_MODEL for layer in model.layers) and any(
+    turnable = all(type(layer) in LAYERS for layer in model.layers) and any(
         isinstance(layer, GraphConv) and layer.layout == "jcb" for layer in model.layers
     )
 

@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -187,8 +188,9 @@ def open_exported(
     def checked(**inputs: np.ndarray) -> np.ndarray:
         if sorted(inputs) != sorted(shapes):
             raise InputError(f"inputs must be {sorted(shapes)}. Received: {sorted(inputs)}")
+        inputs = {name: _as_float32(name, value) for name, value in inputs.items()}
         for name, shape in shapes.items():
-            received = np.shape(inputs[name])
+            received = inputs[name].shape
             if len(received) != len(shape) or any(
                 size not in (None, found) for size, found in zip(shape, received, strict=True)
             ):
@@ -199,6 +201,17 @@ def open_exported(
         batches = {name: len(value) for name, value in inputs.items()}
         if len(set(batches.values()) - {1}) > 1:
             raise InputError(f"inputs must be as many as each other, or one. Received: {batches}")
+        if not max(batches.values()):  # which not every runtime takes
+            return np.empty((0, next(iter(inputs.values())).shape[-2], 3), np.float32)
         return predict(**inputs)
 
     return checked
+
+
+def _as_float32(name: str, value: Any) -> np.ndarray:
+    try:
+        return np.asarray(value, dtype=np.float32)
+    except (TypeError, ValueError, RuntimeError):  # the last: PyTorch's, of one with a gradient
+        raise InputError(
+            f"`{name}` must be an array of numbers. Received: {name} of type {type(value).__name__}"
+        ) from None

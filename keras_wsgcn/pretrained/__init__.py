@@ -8,6 +8,7 @@ import keras
 
 from keras_wsgcn.errors import InputError
 from keras_wsgcn.models import build_model
+from keras_wsgcn.saving import dtype_policy
 
 _FOLDER = Path(__file__).parent
 DEFAULT_MODEL = "cmu_small"
@@ -43,7 +44,8 @@ def load_pretrained(name: str = DEFAULT_MODEL) -> keras.Model:
             f"`name` must have weights with the SHA-256 {record['sha256']}: install the library "
             f"again. Received: name={name!r} with {digest}"
         )
-    model = build_model(**record["model"], name=name)
+    with dtype_policy("float32"):  # whose errors the card states
+        model = build_model(**record["model"], name=name)
     model.load_weights(weights)
     model.metadata = {**model.metadata, **record["facts"]}
     return model

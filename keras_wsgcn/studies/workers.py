@@ -24,6 +24,7 @@ from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial
 
 from keras_wsgcn.data.sources import archive_digest
+from keras_wsgcn.devices import check_together
 from keras_wsgcn.errors import InputError, check_integer
 from keras_wsgcn.recipes import TrainConfig
 from keras_wsgcn.studies import storage as storages
@@ -39,7 +40,6 @@ from keras_wsgcn.studies.planning import (
 from keras_wsgcn.studies.processes import RENEW, refused, supervise
 from keras_wsgcn.studies.spec import StudySpec
 from keras_wsgcn.studies.trials import KilledError, Loader, Objective, OutOfMemoryError, latency_ms
-from keras_wsgcn.training import check_together
 
 _POLL_SECONDS = 1
 # Under TensorFlow a process keeps the XLA program of every training until it ends, 40 MB and more:
