@@ -48,6 +48,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> None:
     options = parse(argv)
+    model = find_model(options.compare) if options.compare else None
     asked: dict[str, Any] = {}
 
     def lift(tracks: list[KeypointTrack], size: tuple[int, int], **settings: Any) -> PoseSequence:
@@ -58,8 +59,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         return lift_tracks_with(client.lift, joints_of(client, options), **asked)
 
     sequence = lift_file(options, lift)
-    if options.compare:
-        here = lift_tracks(find_model(options.compare), **asked)
+    if model is not None:
+        here = lift_tracks(model, **asked)
         apart = 1e3 * np.linalg.norm(sequence.pose3d - here.pose3d, axis=-1)[sequence.lifted]
         print(
             f"{options.server} and {options.compare} here: {apart.mean():.2g} mm apart on average, "

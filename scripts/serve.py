@@ -6,6 +6,7 @@ the folder, and prints the exact `docker run` line. Without MODEL, what is in th
 
 import argparse
 import signal
+import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -57,6 +58,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     ports = {"rest_port": options.rest_port, "grpc_port": options.grpc_port}
     if options.stand_in:  # checked before the work
         check_ports(0, **ports)
+        check_free(ports)
     else:
         docker_command(options.folder, image=image, **ports)
     name = None
@@ -73,6 +75,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     print("\nTensorFlow Serving:\n")
     print(f"  {docker_command(options.folder, image=image, **ports)}")
     print_queries(name, **ports)
+
+
+def check_free(ports: dict[str, int]) -> None:
+    """Refuses a port that is taken: a server there would take up what is exported here."""
+    for name, port in ports.items():
+        with socket.socket() as own:
+            own.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                own.bind(("127.0.0.1", port))
+            except OSError:
+                raise InputError(f"`{name}` must be free. Received: {name}={port}") from None
 
 
 def print_queries(name: str, rest_port: int, grpc_port: int) -> None:

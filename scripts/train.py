@@ -10,7 +10,8 @@ from typing import Any
 import keras
 from cli import add_options, add_subjects, given_fields, leave, run
 
-from keras_wsgcn.budget import AFFINITIES
+from keras_wsgcn import schemes
+from keras_wsgcn.budget import AFFINITIES, count_params
 from keras_wsgcn.data.cmu import CAMERAS
 from keras_wsgcn.data.sources import SOURCES, load_splits
 from keras_wsgcn.environment import environment
@@ -128,9 +129,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parse(argv)
     config, data = settings(options)
     splits = load_splits(data.pop("source"), skeleton=config.skeleton, **data)
-    scheme = config.scheme if isinstance(config.scheme, str) else config.scheme.name
+    scheme = schemes.get(config.scheme).name
     name = options.name or f"{splits.name}-{scheme}-{config.seed}"
     folder = options.runs / name
+    channels = config.solved_channels()
+    shape = {
+        name: getattr(config, name) for name in ("blocks", "non_local", "affinity", "skeleton")
+    }
+    params = count_params(config.scheme, channels, **shape)
+    print(f"{scheme}: {channels} channels, {params:,} parameters")
     print(f"{len(splits.train)} training and {len(splits.validation)} validation poses; {folder}")
     seen, dropped = len(splits.train), splits.train.dropped
     if dropped > seen / 10:

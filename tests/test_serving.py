@@ -248,6 +248,18 @@ def test_what_is_no_port_is_refused_before_a_model_is_loaded(port, tmp_path, cap
     assert "`grpc_port` must be at most 65535" in capsys.readouterr().err
 
 
+def test_ports_differ_and_are_free_before_a_model_is_exported(tmp_path, capsys):
+    with pytest.raises(InputError, match=r"`rest_port` and `grpc_port` must differ.*Received: "):
+        docker_command(tmp_path, rest_port=9000, grpc_port=9000)
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = str(other.getsockname()[1])
+        arguments = ["none.keras", "--folder", str(tmp_path), "--stand-in", "--rest-port", port]
+        assert cli.run(serve_command.main, arguments) == 2
+    assert f"`rest_port` must be free. Received: rest_port={port}" in capsys.readouterr().err
+
+
 def test_an_image_is_for_no_stand_in(tmp_path, capsys):
     arguments = ["none.keras", "--folder", str(tmp_path), "--stand-in", "--image", "mine:1"]
     assert cli.run(serve_command.main, arguments) == 2

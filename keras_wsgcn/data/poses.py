@@ -315,9 +315,12 @@ def observe_splits(
     """
     parts = {"validation": tuple(validation), "test": tuple(test)}
     received = f"Received: validation={parts['validation']}, test={parts['test']}"
-    if not all(parts.values()):
-        raise InputError(f"`validation` and `test` must name subjects of the archive. {received}")
     people = {motion.subject for motion in archive.motions}
+    if not all(parts.values()):
+        raise InputError(
+            f"`validation` and `test` must name subjects of the archive, {sorted(people)}. "
+            f"{received}"
+        )
     if missing := sorted(set().union(*parts.values()) - people):
         raise InputError(
             f"`validation` and `test` must be subjects of the archive, {sorted(people)}; "

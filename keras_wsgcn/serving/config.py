@@ -83,11 +83,17 @@ def check_ports(least: int = 1, **ports: int) -> None:
     """Refuses, by its name, what is no port.
 
     Raises:
-        InputError: if one is not an integer from `least` to 65535.
+        InputError: if one is not an integer from `least` to 65535, or two are the same.
     """
     for name, port in ports.items():
         if check_integer(name, port, least=least) > 65535:
             raise InputError(f"`{name}` must be at most 65535. Received: {name}={port}")
+    taken = [port for port in ports.values() if port]  # 0 stands for any
+    if len(set(taken)) < len(taken):
+        received = ", ".join(f"{name}={port}" for name, port in ports.items())
+        raise InputError(
+            f"{' and '.join(f'`{n}`' for n in ports)} must differ. Received: {received}"
+        )
 
 
 def docker_command(

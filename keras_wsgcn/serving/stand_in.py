@@ -96,7 +96,7 @@ class _Servable:
             tensors = {key: tf.constant(value) for key, value in arrays.items()}
             outputs = self.loaded.signatures[signature or DEFAULT_SIGNATURE](**tensors)
         except (ValueError, TypeError, tf.errors.OpError) as error:
-            raise Refusal("INVALID_ARGUMENT", str(error).splitlines()[0]) from None
+            raise Refusal("INVALID_ARGUMENT", " ".join(str(error).split())[:1000]) from None
         return {key: value.numpy() for key, value in outputs.items()}
 
 
