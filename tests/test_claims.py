@@ -72,6 +72,17 @@ def verdicts(runs, subjects):
     return summarise_claims(check_claims(runs, subjects)).set_index("claim")["verdict"].to_dict()
 
 
+def test_runs_of_one_budget_are_of_one_size():
+    """With few channels the nearest sizes lie farther apart than 10 %."""
+    runs, subjects = study({
+        ("conv_style", 30_000): 42.0, ("pre_agg_decoupled", 27_473): 38.0,
+        ("no_sharing", 32_124): 40.0,
+    })  # fmt: skip
+    assert verdicts(runs, subjects)["3a"] == "not run"
+    assert verdicts(runs.assign(budget=3e4), subjects) == verdicts(*study(ONE_SIZE))
+    assert verdicts(runs.assign(budget=np.nan), subjects)["3a"] == "not run"
+
+
 def test_a_constant_shift_leaves_no_interval(rng):
     second = rng.normal(50, 5, (8, 1))
     found = bootstrap_difference(second + 3, second)

@@ -282,6 +282,7 @@ def of_take(tree, value):
         (lambda: of_take(positions_2d(), np.zeros((24, 17, 2))), METADATA, "2D poses of the camer"),
         (lambda: of_take(positions_2d(), [np.full((24, 17, 2), np.inf)] * 4), METADATA, "finite"),
         (positions_2d, {**METADATA, "keypoints_symmetry": [[1], [2]]}, "left and right"),
+        (positions_2d, {**METADATA, "keypoints_symmetry": 5}, "left and right"),
         (positions_2d, "17 joints", "must be one pickled object"),
     ],
 )

@@ -258,8 +258,9 @@ def _check_metadata(path: Path, metadata: Any) -> None:
     if metadata.get("num_joints", 17) != 17 or "keypoints_symmetry" not in metadata:
         return  # all 32 joints are known by their number
     found = metadata["keypoints_symmetry"]
-    sides = tuple(tuple(side) if type(side) in (list, tuple) else side for side in found)
-    if sides != _SYMMETRY:
+    if type(found) in (list, tuple):
+        found = tuple(tuple(side) if type(side) in (list, tuple) else side for side in found)
+    if found != _SYMMETRY:
         raise refusal(path, "its metadata has other joints on the left and right than Human3.6M")
 
 

@@ -305,7 +305,7 @@ def is_repeated(runs: pd.DataFrame, *, size: str = "params") -> bool:
     finished = runs[runs["outcome"] == "finished"]
     if not len(finished):  # the table may have no other columns yet
         return False
-    sized = finished.assign(size=_sizes(finished[size]))
+    sized = finished.assign(size=_sizes(finished, size))
     return bool(sized.duplicated(["scheme", "size", "seed"]).any())
 
 
@@ -361,8 +361,9 @@ def _cells(runs: pd.DataFrame, subjects: pd.DataFrame, size: str) -> list[Cell]:
         return []
     _check_columns("runs", runs, [*trial, *numbers])
     _check_columns("subjects", subjects, [*trial, "split", "subject", "mpjpe_mm"])
-    finished = _with_numbers("runs", runs.loc[counts, [*trial, "scheme", *numbers]], numbers)
-    finished["size"] = _sizes(finished[size]) / scale
+    columns = [*trial, "scheme", *numbers, *({"budget"} & set(runs))]
+    finished = _with_numbers("runs", runs.loc[counts, columns], numbers)
+    finished["size"] = _sizes(finished, size) / scale
     if (twice := finished.duplicated(["scheme", "size", "seed"])).any():
         raise InputError(
             f"`runs` must be of one study, with each seed once for a scheme and a size ({size} "
@@ -387,8 +388,14 @@ def _cells(runs: pd.DataFrame, subjects: pd.DataFrame, size: str) -> list[Cell]:
     return sorted(cells, key=lambda cell: (cell.size, list(SCHEMES).index(cell.scheme.name)))
 
 
-def _sizes(given: pd.Series) -> pd.Series:
-    """For each run the mean of all sizes that are at most 10 % above the smallest of them."""
+def _sizes(runs: pd.DataFrame, size: str) -> pd.Series:
+    """For each run the mean of all sizes that are at most 10 % above the smallest of them.
+
+    Runs of one budget are of one size: with few channels they may come out farther apart.
+    """
+    given = runs[size]
+    if size == "params" and "budget" in runs:
+        given = given.groupby(runs["budget"]).transform("mean").fillna(given)
     counts = np.unique(given).tolist()
     smallest = [0.0]
     for count in counts:
