@@ -1,7 +1,7 @@
 """Exports a model for other runtimes and checks it there: SavedModel, ONNX, LiteRT, OpenVINO.
 
-MODEL is a .keras file, or the name of a model of the library. A path without a suffix becomes a
-SavedModel, in the layout of TensorFlow Serving: PATH/1/, PATH/2/, ...
+MODEL is a .keras file, the folder of a run, or the name of a model of the library. A path without
+a suffix becomes a SavedModel, in the layout of TensorFlow Serving: PATH/1/, PATH/2/, ...
 """
 
 import argparse
@@ -22,7 +22,9 @@ STRIDE = 10  # frames of a test pose to the next
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("model", help="a .keras file, or the name of a model of the library")
+    parser.add_argument(
+        "model", help="a .keras file, the folder of a run, or the name of a model of the library"
+    )
     suffixes = ", ".join(f"{form.suffix} ({name})" for name, form in FORMATS.items() if form.suffix)
     parser.add_argument("path", type=Path, help=f"where to: {suffixes}, or a folder of versions")
     parser.add_argument("--format", choices=FORMATS, help="default: by the suffix of the path")

@@ -47,7 +47,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--model",
         default=DEFAULT_MODEL,
-        help=f"a .keras file, or the name of a model of the library (default: {DEFAULT_MODEL})",
+        help="a .keras file, the folder of a run, or the name of a model of the library "
+        f"(default: {DEFAULT_MODEL})",
     )
     add_keypoint_options(parser)
     return parser.parse_args(argv)
@@ -203,7 +204,9 @@ def seen_points(tracks: list[KeypointTrack], confidence: float) -> np.ndarray:
 
 
 def find_model(name: str) -> keras.Model:
-    """A model out of a file, or one of the library by its name."""
+    """A model out of a file, the best of a run's folder, or one of the library by its name."""
+    if (Path(name) / "best.keras").is_file():
+        name = str(Path(name) / "best.keras")
     if Path(name).suffix or Path(name).is_file():
         return load_model(name, compile=False)
     return load_pretrained(name)

@@ -28,9 +28,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "model",
         metavar="MODEL",
         nargs="?",
-        help="a .keras file, or the name of a model of the library",
+        help="a .keras file, the folder of a run, or the name of a model of the library",
     )
-    parser.add_argument("--name", help="to serve it under (default: name of the file or model)")
+    parser.add_argument(
+        "--name", help="to serve it under (default: name of the run, file or model)"
+    )
     parser.add_argument(
         "--folder", type=Path, default=Path("runs/serving"), help="default: runs/serving"
     )
@@ -63,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         docker_command(options.folder, image=image, **ports)
     name = None
     if options.model:
-        name = check_name(options.name or Path(options.model).stem)
+        name = check_name(options.name or name_of(Path(options.model)))
         print(describe(export(find_model(options.model), options.folder / name)))
     config = write_config(options.folder)
     models = served_models(options.folder)
@@ -75,6 +77,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     print("\nTensorFlow Serving:\n")
     print(f"  {docker_command(options.folder, image=image, **ports)}")
     print_queries(name, **ports)
+
+
+def name_of(model: Path) -> str:
+    """What a model is served under: the name of its run, whose files are all called alike."""
+    return model.resolve().parent.name if model.name in ("best.keras", "last.keras") else model.stem
 
 
 def check_free(ports: dict[str, int]) -> None:

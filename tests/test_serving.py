@@ -5,6 +5,7 @@ import shlex
 import socket
 import urllib.error
 import urllib.request
+from pathlib import Path
 
 import cli
 import keras
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import query as query_command
 import serve as serve_command
+from predict import find_model
 from test_export import randomise
 
 from keras_wsgcn import InputError, build_model, export, save_model
@@ -258,6 +260,15 @@ def test_ports_differ_and_are_free_before_a_model_is_exported(tmp_path, capsys):
         arguments = ["none.keras", "--folder", str(tmp_path), "--stand-in", "--rest-port", port]
         assert cli.run(serve_command.main, arguments) == 2
     assert f"`rest_port` must be free. Received: rest_port={port}" in capsys.readouterr().err
+
+
+def test_the_models_of_runs_are_called_as_their_runs(tmp_path, monkeypatch):
+    (tmp_path / "mine").mkdir()
+    monkeypatch.chdir(tmp_path / "mine")
+    for path in ("best.keras", "../mine/last.keras", "mine", "elsewhere/mine.keras"):
+        assert serve_command.name_of(Path(path)) == "mine"
+    save_model(build_model("pre_agg", channels=4, blocks=0), "best.keras")
+    assert find_model(str(tmp_path / "mine")).metadata["channels"] == 4
 
 
 def test_an_image_is_for_no_stand_in(tmp_path, capsys):
