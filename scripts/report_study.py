@@ -16,7 +16,15 @@ from run_study import add_study_options, read_study
 from keras_wsgcn.studies.outages import without_password
 from keras_wsgcn.studies.planning import storage_of
 from keras_wsgcn.studies.report import as_markdown, draw, sections, write_page
-from keras_wsgcn.studies.results import read_nothing, read_results, read_storage, write_results
+from keras_wsgcn.studies.results import (
+    SETTINGS,
+    StudyResults,
+    read_nothing,
+    read_results,
+    read_storage,
+    write_results,
+)
+from keras_wsgcn.studies.spec import StudySpec
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -51,6 +59,18 @@ def command_of(path: Path, options: argparse.Namespace, argv: Sequence[str] | No
     return shlex.join(["python", "scripts/run_study.py", str(path), *words])
 
 
+def trained_otherwise(spec: StudySpec, results: StudyResults) -> list[str]:
+    """Settings with which the trials began where the study, as it is given now, sets others."""
+    begun = results.runs[results.runs["trial"].notna()]
+    names = [name for name in ("channels", *SETTINGS) if name in begun]
+    values = {name: begun[name].dropna().unique() for name in names}
+    return [
+        f"{name} {', '.join(map(str, values[name]))} instead of {value}"
+        for name, value in spec.config.items()
+        if value is not None and any(other != value for other in values.get(name, ()))
+    ]
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     options = parse(argv)
     for path in options.specs:
@@ -62,6 +82,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             results = read_results(options.csv, spec.name)
         else:
             results = read_storage(spec, storage_of(spec, options.folder, options.storage))
+        if others := trained_otherwise(spec, results):
+            print(f"note: {path} was trained with {', '.join(others)}", file=sys.stderr)
         parts = sections(spec, results, command_of(path, options, argv))
         print(f"# {spec.title or spec.name}\n\n{spec.note.strip()}\n\n{as_markdown(parts)}\n")
         if spec.seeds and not options.csv:

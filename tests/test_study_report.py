@@ -76,6 +76,15 @@ def test_the_report_comes_from_the_csvs_as_well(studied, tmp_path, capsys):
     assert capsys.readouterr().out == first
 
 
+def test_a_report_of_other_settings_says_so(studied, tmp_path, capsys):
+    arguments = [str(studied / "small.toml"), "--folder", str(studied), "--no-pictures"]
+    arguments += ["--output", str(tmp_path)]
+    assert cli.run(report_study.main, arguments) == 0
+    assert "note:" not in capsys.readouterr().err
+    assert cli.run(report_study.main, [*arguments, "--channels", "5"]) == 0
+    assert "small.toml was trained with channels 4 instead of 5" in capsys.readouterr().err
+
+
 @pytest.mark.plain
 def test_the_command_that_a_report_names_has_no_password_and_one_spec():
     words = ["./a.toml", "--csv", "x", "--storage=postgresql://me:secret@host/db", "--name", "b"]
