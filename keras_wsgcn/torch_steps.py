@@ -187,8 +187,9 @@ def _multiply_by_onednn(trace: Any) -> None:
 def _onednn_product() -> Any:
     """The product of two matrices by oneDNN, as one operation."""
     import torch
+    from torch import library
 
-    @torch.library.custom_op("keras_wsgcn::onednn_product", mutates_args=())
+    @library.custom_op("keras_wsgcn::onednn_product", mutates_args=())
     def product(rows: torch.Tensor, kernel: torch.Tensor) -> torch.Tensor:
         return torch.ops.mkldnn._linear_pointwise(rows, kernel.t(), None, "none", [], "")
 
