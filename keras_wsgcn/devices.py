@@ -107,13 +107,11 @@ def float32_products(tf32: bool = False) -> Iterator[None]:
             yield
         return
     own = object()
-    with _products.lock:
-        _products.enter(own, tf32)
+    _products.enter(own, tf32)
     try:
         yield
     finally:
-        with _products.lock:
-            _products.leave(own)
+        _products.leave(own)
 
 
 class _Products:
@@ -123,21 +121,23 @@ class _Products:
     """
 
     def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.within: dict[object, bool] = {}
+        self._lock = threading.Lock()
+        self._within: dict[object, bool] = {}
 
     def enter(self, own: object, tf32: bool) -> None:
-        if not self.within:
-            self.set, self.restore = _ways_to_set_tf32()
-        self.within[own] = tf32
-        self.set(tf32)
+        with self._lock:
+            if not self._within:
+                self._set, self._restore = _ways_to_set_tf32()
+            self._within[own] = tf32
+            self._set(tf32)
 
     def leave(self, own: object) -> None:
-        del self.within[own]
-        if self.within:
-            self.set(list(self.within.values())[-1])
-        else:
-            self.restore()
+        with self._lock:
+            del self._within[own]
+            if self._within:
+                self._set(list(self._within.values())[-1])
+            else:
+                self._restore()
 
 
 _products = _Products()

@@ -313,6 +313,7 @@ class MPJPE(_PoseMetric):
 
     Unlike `evaluate`, and `train` where it validates, it aligns nothing at the root.
     Takes `(batch, ..., joints, 3)` metres, both the same shape; others raise `InputError`.
+    `sample_weight`, and a mask of Keras's, may be of poses or of joints, `(batch, ..., joints)`.
 
     Args:
         name: name of the metric, a column of the history.
@@ -333,6 +334,7 @@ class PMPJPE(_PoseMetric):
     """MPJPE in millimetres after the best similarity transform; see `p_mpjpe`.
 
     Takes `(batch, ..., joints, 3)` metres, both the same shape; others raise `InputError`.
+    `sample_weight`, and a mask of Keras's, must be of poses.
 
     Args:
         name: name of the metric, a column of the history.
