@@ -11,7 +11,7 @@ import numpy as np
 from keras import ops
 
 from keras_wsgcn.alignment import align, best_scale
-from keras_wsgcn.errors import InputError
+from keras_wsgcn.errors import InputError, check_integer
 
 MM_PER_METRE = 1000.0
 # The thresholds of MPI-INF-3DHP's own evaluation (`mpii_compute_3d_pck.m`).
@@ -282,7 +282,7 @@ class _PoseMetric(keras.metrics.MeanMetricWrapper, _FittingMean):
     Its base leaves out what Keras masks, as Keras's own losses and metrics do.
     """
 
-    _errors: Callable  # set by each subclass: of each pose, or of each joint of it, joints last
+    _errors: Callable  # of each subclass: of each pose, or of each joint of it, joints last
     _direction = "down"  # Keras's callbacks read it: less is better
 
     def __init__(self, name: str, dtype: Any):
@@ -304,29 +304,42 @@ class _PoseMetric(keras.metrics.MeanMetricWrapper, _FittingMean):
         # Half precision would round the errors to 0.5 mm and more.
         dtype = keras.backend.result_type(y_true.dtype, y_pred.dtype, "float32")
         poses = (_coordinates_first(ops, ops.cast(tensor, dtype)) for tensor in (y_true, y_pred))
-        return type(self)._errors(ops, *poses)
+        return self._errors(ops, *poses)
 
 
 @keras.saving.register_keras_serializable(package="keras_wsgcn")
 class MPJPE(_PoseMetric):
     """Mean per-joint position error in millimetres, of poses in metres; see `mpjpe`.
 
-    Unlike `evaluate`, and `train` where it validates, it aligns nothing at the root.
     Takes `(batch, ..., joints, 3)` metres, both the same shape; others raise `InputError`.
     `sample_weight`, and a mask of Keras's, may be of poses or of joints, `(batch, ..., joints)`.
 
     Args:
         name: name of the metric, a column of the history.
         dtype: dtype of the mean; the errors are computed in float32 or wider.
+        root: index of the joint that is moved to the origin in both poses first, as `evaluate`
+            does, and `train` where it validates (Protocol 1). By default nothing is aligned.
 
     Example:
-    >>> model.compile(optimizer="adam", loss="mse", metrics=[MPJPE(), PMPJPE()])
+    >>> model.compile(optimizer="adam", loss="mse", metrics=[MPJPE(root=0), PMPJPE()])
     """
 
-    _errors = staticmethod(lambda xp, x, y: xp.moveaxis(_distances_mm(xp, x, y), 0, -1))
-
-    def __init__(self, name: str = "mpjpe_mm", dtype: Any = None):
+    def __init__(self, name: str = "mpjpe_mm", dtype: Any = None, *, root: int | None = None):
         super().__init__(name=name, dtype=dtype)
+        self.root = None if root is None else check_integer("root", root, least=0)
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "root": self.root}
+
+    def _errors(self, xp: Any, *poses: Any) -> Any:
+        if self.root is not None:
+            if (joints := poses[0].shape[1]) is not None and self.root >= joints:
+                raise InputError(
+                    f"`root` must be the index of one of {joints} joints. "
+                    f"Received: root={self.root}"
+                )
+            poses = tuple(pose - pose[:, self.root, None] for pose in poses)
+        return xp.moveaxis(_distances_mm(xp, *poses), 0, -1)
 
 
 @keras.saving.register_keras_serializable(package="keras_wsgcn")

@@ -278,18 +278,24 @@ def test_keras_metric_equals_the_function(metric, function):
 def test_keras_metric_weighs_samples(metric, function):
     y_true, y_pred = some_poses(8)
     weight = np.arange(8.0)
-    result = metric()(y_true, y_pred, sample_weight=weight)
     expected = np.average(function(y_true, y_pred), weights=weight)
-    assert float(result) == pytest.approx(expected, abs=1e-3)
+    for weights in (weight, weight[:, None]):
+        result = metric()(y_true, y_pred, sample_weight=weights)
+        assert float(result) == pytest.approx(expected, abs=1e-3)
 
 
-@pytest.mark.parametrize(("metric", "function"), KERAS_METRICS)
-def test_keras_metric_takes_a_column_of_weights(metric, function):
+def test_mpjpe_aligns_a_root_on_request(rng):
     y_true, y_pred = some_poses(8)
-    weight = np.arange(8.0)
-    result = metric()(y_true, y_pred, sample_weight=weight[:, None])
-    expected = np.average(function(y_true, y_pred), weights=weight)
-    assert float(result) == pytest.approx(expected, abs=1e-3)
+    y_pred += rng.normal(size=(8, 1, 3))
+    expected = metrics.mpjpe(y_true - y_true[:, 3:4], y_pred - y_pred[:, 3:4]).mean()
+    metric = MPJPE(root=3)
+    copy = keras.metrics.deserialize(keras.metrics.serialize(metric))
+    for own in (metric, copy):
+        assert float(own(y_true, y_pred)) == pytest.approx(expected, abs=1e-3)
+    assert float(MPJPE()(y_true, y_pred)) > 2 * expected
+    for root, message in ((-1, "an integer of at least 0"), (16, "the index of one of 16 joints")):
+        with pytest.raises(InputError, match=f"`root` must be {message}. Received: root={root}"):
+            MPJPE(root=root)(y_true, y_pred)
 
 
 def test_mpjpe_weighs_joints_and_p_mpjpe_cannot(rng):
