@@ -1,6 +1,7 @@
 """Saving and loading: a `.keras` file that also says what it holds, written whole or not at all."""
 
 import contextlib
+import inspect
 import json
 import os
 import tempfile
@@ -61,11 +62,20 @@ def save_model(model: keras.Model, path: str | os.PathLike, **facts: Any) -> Non
         ) from None
     with atomic_path(path) as temporary:
         model.save(temporary)
-        _finish(temporary, text)
+        _finish(temporary, text, _losses_of_keras(model))
     model.metadata = json.loads(text)
 
 
-def _finish(path: Path, metadata: str) -> None:
+def _losses_of_keras(model: keras.Model) -> set[str]:
+    """Names of the functions of `keras.losses` that a model was compiled with, if any.
+
+    Keras records a function as its name alone, whoever wrote it.
+    """
+    functions = filter(inspect.isfunction, keras.tree.flatten(model.loss))
+    return {f.__name__ for f in functions if getattr(keras.losses, f.__name__, None) is f}
+
+
+def _finish(path: Path, metadata: str, losses: set[str]) -> None:
     """Adds the metadata, and frees the configuration of the backend that saved it."""
     rewritten = path.with_suffix(".rewritten.keras")
     try:
@@ -73,7 +83,7 @@ def _finish(path: Path, metadata: str) -> None:
             for member in saved.infolist():
                 content = saved.read(member)
                 if member.filename == "config.json":
-                    config = _portable(json.loads(content))
+                    config = _portable(json.loads(content), losses)
                     content = json.dumps(config).encode()
                     without = {k: v for k, v in config.items() if k != "compile_config"}
                     _check_readable(screening.check_config, without)
@@ -106,17 +116,20 @@ def _check_size(name: str, content: bytes) -> None:
         )
 
 
-def _portable(config: Any) -> Any:
+def _portable(config: Any, losses: set[str]) -> Any:
     """The configuration of a model without what only the saving backend understands.
 
     Keras 3.15 names torch's own optimiser classes, and stores whether it compiled rather than
-    whether it was asked to: a file from JAX would spend minutes in `torch.compile`.
+    whether it was asked to: a file from JAX would spend minutes in `torch.compile`. Losses of
+    Keras's that are functions are told by their names, as users may.
     """
     if isinstance(config, list):
-        return [_portable(item) for item in config]
+        return [_portable(item, losses) for item in config]
     if not isinstance(config, dict):
         return config
-    config = {key: _portable(value) for key, value in config.items()}
+    if config.get("class_name") == "function" and config.get("config") in losses:
+        return config["config"]
+    config = {key: _portable(value, losses) for key, value in config.items()}
     if str(config.get("module", "")).startswith("keras.src.backend.torch.optimizers"):
         config.update(module="keras.optimizers", registered_name=None)
     if isinstance(config.get("jit_compile"), bool):
