@@ -19,7 +19,7 @@ def data_parallel(devices: int, batch_size: int) -> Iterator[None]:
     and dropout: each device clips the gradient of its share, and all draw one mask for theirs.
 
     Args:
-        devices: how many; 1 changes nothing.
+        devices: how many; 1 changes nothing: Keras's own distribution, if one is set, holds.
         batch_size: of all devices together.
 
     Raises:
@@ -27,6 +27,11 @@ def data_parallel(devices: int, batch_size: int) -> Iterator[None]:
     """
     check_integer("devices", devices, least=1)
     if devices == 1:
+        if batch_size % replicas():
+            raise InputError(
+                f"`batch_size` must be a multiple of {replicas()}, the devices of the distribution "
+                f"that is set. Received: batch_size={batch_size}"
+            )
         yield
         return
     backend = keras.backend.backend()

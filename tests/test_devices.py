@@ -15,7 +15,7 @@ from keras_wsgcn.training import train
 
 BACKEND = keras.backend.backend()
 TWO_DEVICES = """
-import json, os, sys
+import dataclasses, json, os, sys
 if os.environ["KERAS_BACKEND"] == "jax":
     os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
 else:
@@ -23,8 +23,9 @@ else:
     cpu = tf.config.list_physical_devices("CPU")[0]
     tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
 import numpy as np
-from keras_wsgcn import TrainConfig, load_splits
+from keras_wsgcn import InputError, TrainConfig, load_splits
 from keras_wsgcn.data.poses import Splits
+from keras_wsgcn.devices import data_parallel
 from keras_wsgcn.prediction import predict
 from keras_wsgcn.training import train
 config = TrainConfig(**json.loads(sys.argv[1]))
@@ -45,13 +46,20 @@ try:
     train(config, data, f"{sys.argv[2]}/killed", devices=2, callbacks=[Kill()], verbose=False)
 except Killed:
     train(config, data, f"{sys.argv[2]}/killed", devices=2, verbose=False)
+# Within a distribution that somebody has set.
+with data_parallel(2, 64):
+    try:
+        train(dataclasses.replace(config, batch_size=63), data, f"{sys.argv[2]}/odd")
+    except InputError as error:
+        print(error)
 """
 
 
 @pytest.mark.skipif(BACKEND == "torch", reason="Keras cannot spread a batch under torch")
 def test_two_devices_train_as_one_does(tmp_path):
     config = {"channels": 6, "blocks": 1, "epochs": 2, "batch_size": 64, "clip_norm": None}
-    run_python(TWO_DEVICES, json.dumps(config), str(tmp_path), backend=BACKEND)
+    said = run_python(TWO_DEVICES, json.dumps(config), str(tmp_path), backend=BACKEND)
+    assert "`batch_size` must be a multiple of 2, the devices of the distribution" in said
     one, two, killed = (
         np.genfromtxt(tmp_path / name / "history.csv", delimiter=",", names=True)
         for name in ("one", "two", "killed")
