@@ -204,21 +204,32 @@ class GCN(torch.nn.Module):
 """
 
 
-def test_the_benchmark_times_backend_limit_and_peer(tmp_path, capsys):
+@pytest.mark.parametrize(
+    "also",
+    [
+        pytest.param(["--train-steps", "2"], id="train"),
+        pytest.param(
+            ["--jit-compile"],
+            id="compiled",
+            marks=[
+                pytest.mark.slow,
+                pytest.mark.skipif(keras.backend.backend() != "torch", reason="they always do"),
+            ],
+        ),
+    ],
+)
+def test_the_benchmark_times_backend_limit_and_peer(also, tmp_path, capsys):
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / "any_gcn.py").write_text(PEER)
     arguments = [
         "--backends", keras.backend.backend(), "--schemes", "pre_agg", "--channels", "4",
         "--batch-sizes", "8", "--rounds", "2", "--steps", "2", "--precision", "mixed_bfloat16",
-        "--peer", str(tmp_path), "--output", str(tmp_path / "b.csv"),
+        "--peer", str(tmp_path), "--output", str(tmp_path / "b.csv"), *also,
     ]  # fmt: skip
-    # PyTorch would compile all anew for `train()`.
-    compiles = keras.backend.backend() == "torch"
-    arguments += ["--jit-compile"] if compiles else ["--train-steps", "2"]
     assert cli.run(benchmark.main, arguments) == 0
     rows = pd.read_csv(tmp_path / "b.csv").set_index("runs")
     ours, peer = rows.loc[keras.backend.backend()], rows.loc["peer"]
-    if compiles:
+    if "torch_compiled" in rows.index:
         compiled = rows.loc["torch_compiled"]
         assert compiled["step_ms"] > 0
         assert compiled["compile_s"] > 2 * ours["compile_s"]
