@@ -54,6 +54,11 @@ def _add_mocap(commands: argparse._SubParsersAction) -> None:
         'an empty cell, subject and take are those of the file name, and the action is "Unknown"',
     )
     command.add_argument(
+        "--only-labelled",
+        action="store_true",
+        help="leave out the files that --actions does not name",
+    )
+    command.add_argument(
         "--fps", type=float, default=30.0, help="frames per second to keep (default: %(default)g)"
     )
     command.add_argument(
@@ -81,9 +86,12 @@ def _add_mocap(commands: argparse._SubParsersAction) -> None:
 
 
 def _run_mocap(args: argparse.Namespace) -> None:
+    if args.only_labelled and not args.actions:
+        raise InputError("`--actions` must be given with --only-labelled. Received: no --actions")
     archive = mocap_folders.read_folder(
         args.folder,
         labels=mocap_folders.read_labels(args.actions) if args.actions else None,
+        only_labelled=args.only_labelled,
         fps=args.fps,
         metres_per_unit=args.metres_per_unit,
         max_speed=args.max_speed,

@@ -8,6 +8,7 @@ import numpy as np
 import prepare_data
 import pytest
 from mocap_files import REST, J, acclaim, amc_text, asf_text, bvh_text
+from testing import ROOT
 
 from keras_wsgcn.data.archive import Motion, load_archive
 from keras_wsgcn.data.mocap import read_asf_amc, read_bvh
@@ -209,6 +210,21 @@ def test_command_writes_an_archive(command, folder, tmp_path, capsys):
     assert [len(m.positions) for m in load_archive(output).motions] == [80, 80, 62, 20, 80]
 
 
+def test_only_what_is_labelled_on_request(command, folder, tmp_path, capsys):
+    output, actions = str(tmp_path / "out.npz"), str(tmp_path / "actions.csv")
+    (folder / "07_02.amc").write_text("never read")
+    arguments = ["mocap", str(folder), "--output", output, "--only-labelled"]
+    assert command([*arguments, "--actions", actions]) == 0
+    keys = ["S007/Walking/07_01", "S018/Jumping/08_01"]
+    assert [m.key for m in load_archive(output).motions] == keys
+    assert "2 files are left out, which are not labelled" in capsys.readouterr().out
+    assert command(arguments) == 2
+    assert "`--actions` must be given with --only-labelled." in capsys.readouterr().err
+    (tmp_path / "others.csv").write_text("file\n09_09\n")
+    assert command([*arguments, "--actions", str(tmp_path / "others.csv")]) == 2
+    assert "`folder` must hold labelled AMC or BVH files" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", ["out", "out.NPZ", "out.csv", ".npz"])
 @pytest.mark.parametrize("source", [["mocap"], ["human36m", "--archives"]])
 def test_command_refuses_names_that_other_commands_would(command, name, source, tmp_path, capsys):
@@ -292,6 +308,21 @@ def test_bvh_without_a_skeleton_is_off_by_the_predicted_thorax(shared_data, name
     above = list(range(J["thorax"], 17))
     assert np.ptp(error[:, above]) < 6 * MICROMETRE
     assert 0.4e-3 < error.max() < millimetres * 1e-3
+
+
+def test_the_list_of_the_benchmark_names_what_the_archive_holds(command, shared_data, tmp_path):
+    takes = ROOT / "studies" / "cmu24_takes.csv"
+    listed = {
+        f"S{label['subject']:03}/{label['action']}/{take}"
+        for take, label in read_labels(takes).items()
+    }
+    with np.load(shared_data / "cmu17_30fps.npz", allow_pickle=False) as file:
+        keys = [str(key) for key in file["meta_key"]]
+    assert len(keys) == 335
+    assert listed == {key.rstrip("ab") for key in keys}  # two takes are in two pieces
+    arguments = ["mocap", str(shared_data / "raw"), "--actions", str(takes), "--only-labelled"]
+    assert command([*arguments, "--output", str(tmp_path / "raw.npz")]) == 0
+    assert {m.key for m in load_archive(tmp_path / "raw.npz").motions} < set(keys)
 
 
 def test_command_reads_the_real_files(command, shared_data, tmp_path):

@@ -65,6 +65,7 @@ def read_folder(
     folder: str | os.PathLike,
     *,
     labels: Mapping[str, Mapping[str, Any]] | None = None,
+    only_labelled: bool = False,
     fps: float = 30.0,
     max_speed: float = MAX_SPEED,
     min_frames: int = MIN_FRAMES,
@@ -81,6 +82,7 @@ def read_folder(
     Args:
         folder: where the files are.
         labels: what the files do not say, by file name without suffix, as `read_labels` gives it.
+        only_labelled: leave out the takes that `labels` does not name.
         fps: frames per second to keep.
         max_speed: speed of a joint, in metres per second, at which a take is cut.
         min_frames: pieces with fewer frames are dropped.
@@ -100,6 +102,9 @@ def read_folder(
     skeletons = {path.with_suffix(""): path for path in _files_in(Path(folder), ".asf")}
     for stem in sorted(set(labels) - set(paths)):
         report(f"{stem}: labelled, but there is no such file")
+    if only_labelled and (others := set(paths) - set(labels)):
+        report(f"{len(others)} files are left out, which are not labelled")
+        paths = {stem: path for stem, path in paths.items() if stem in labels}
     for stem, path in paths.items():
         beside = (path.with_name(name) for name in (stem, stem.split("_")[0]))
         asf = next((skeletons[name] for name in beside if name in skeletons), None)
@@ -123,8 +128,8 @@ def read_folder(
         motions += pieces
     if not motions:
         raise InputError(
-            "`folder` must hold AMC or BVH files with at least one take of "
-            f"{min_frames} frames. Received: folder={str(folder)!r}"
+            f"`folder` must hold {'labelled ' * only_labelled}AMC or BVH files with at least one "
+            f"take of {min_frames} frames. Received: folder={str(folder)!r}"
         )
     return MotionArchive(h36m_17, tuple(motions))
 
