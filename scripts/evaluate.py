@@ -23,6 +23,7 @@ from keras_wsgcn.evaluation import (
     worst_median_best,
 )
 from keras_wsgcn.files import write_text
+from keras_wsgcn.plots import new_figure, plot_poses, plot_training_curves
 from keras_wsgcn.prediction import predict, root_aligned
 from keras_wsgcn.saving import load_model
 
@@ -40,6 +41,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> None:
     options = parse(argv)
+    if options.pictures:
+        new_figure(1, 1)  # says before the work is done if matplotlib is missing
     record, splits = read_run(options.run), load_run_data(options.run, options.data)
     model = load_model(options.run / f"{'last' if options.last else 'best'}.keras", compile=False)
     suffix = "_last" if options.last else ""
@@ -83,8 +86,6 @@ def print_paper_tables(keypoints: str, errors: pd.DataFrame) -> list[pd.DataFram
 
 
 def draw(folder: Path, picture: str, model, poses: PoseDataset, errors: pd.DataFrame) -> None:
-    from keras_wsgcn.plots import plot_poses, plot_training_curves
-
     plot_training_curves(pd.read_csv(folder / "history.csv"), folder / "training.png")
     rows = worst_median_best(errors)
     examples = poses.subset(rows)

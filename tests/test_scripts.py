@@ -83,6 +83,14 @@ def test_the_last_epoch_has_files_of_its_own(runs, capsys):
     assert (folder / "poses_last.png").read_bytes().startswith(PNG)
 
 
+def test_evaluate_says_before_its_work_that_matplotlib_is_missing(runs, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert cli.run(evaluate_command.main, [str(runs / "small"), "--pictures"]) == 2
+    captured = capsys.readouterr()
+    assert "error: Pictures need matplotlib" in captured.err
+    assert not captured.out
+
+
 def test_tensorboard_on_request(runs):
     tensorboard = ["--runs", str(runs), "--name", "tb", "--epochs", "1", "--tensorboard"]
     assert cli.run(train_command.main, [*SMALL, *tensorboard]) == 0
