@@ -2,7 +2,9 @@
 
 import math
 import numbers
+import os
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -55,6 +57,19 @@ def _shortened(text: str, most: int) -> str:
 def first_line(error: BaseException, most: int | None = None) -> str:
     """The first line of an error's message, or its type; at most so many characters."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:most]
+
+
+def check_folder(name: str, folder: str | os.PathLike) -> Path:
+    """The path of a folder, if there is one.
+
+    Raises:
+        InputError: otherwise.
+    """
+    if os.path.isdir(folder):
+        return Path(folder)
+    raise InputError(
+        f"`{name}` must be a folder; there is no such folder. Received: {name}={str(folder)!r}"
+    )
 
 
 def is_integer(value: Any) -> bool:

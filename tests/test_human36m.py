@@ -153,6 +153,8 @@ def test_cdf_files_that_are_none(tmp_path):
     pytest.importorskip("cdflib")
     with pytest.raises(InputError, match="`folder` must hold folders"):
         human36m.read_cdf(tmp_path)
+    with pytest.raises(InputError, match="there is no such folder"):
+        human36m.read_cdf(tmp_path / "none")
     path = tmp_path / "S1" / "MyPoseFeatures" / "D3_Positions" / "Walking.cdf"
     write_cdf(path, np.zeros((4, 31, 3)))
     with pytest.raises(InputError, match=r"must hold float numbers.*Walking\.cdf"):

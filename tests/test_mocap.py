@@ -143,8 +143,10 @@ def test_folders_that_do_not_serve(folder, tmp_path):
         read_folder(folder)
     empty = tmp_path / "empty"
     empty.mkdir()
-    for place in (empty, tmp_path / "none"):
-        with pytest.raises(InputError, match="`folder` must hold AMC or BVH files"):
+    with pytest.raises(InputError, match="`folder` must hold AMC or BVH files"):
+        read_folder(empty)
+    for place in (tmp_path / "none", folder / "07_01.amc"):
+        with pytest.raises(InputError, match=r"there is no such folder\. Received: folder="):
             read_folder(place)
     for name in ("a", "b"):
         (empty / name).mkdir()

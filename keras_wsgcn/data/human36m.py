@@ -18,7 +18,7 @@ from keras_wsgcn.data.human36m_formats import MAX_BYTES, read_objects, refusal
 from keras_wsgcn.data.human36m_pickles import PickledArray
 from keras_wsgcn.data.poses import Splits, observe_splits
 from keras_wsgcn.data.views import View
-from keras_wsgcn.errors import InputError, check_choice
+from keras_wsgcn.errors import InputError, check_choice, check_folder
 from keras_wsgcn.skeletons import h36m_17
 
 TRAIN_SUBJECTS, TEST_SUBJECTS = (1, 5, 6, 7, 8), (9, 11)
@@ -97,7 +97,7 @@ def read_cdf(folder: str | os.PathLike, report: Report = lambda line: None) -> M
         InputError: if a file is not as it should be, or there is none.
         ImportError: if cdflib is not installed.
     """
-    folder = Path(folder)
+    folder = check_folder("folder", folder)
     kinds = ("D3_Positions_mono", "D3_Positions")
     takes = human36m_cdf.read_folder(folder, kinds, 3)
     if not takes:

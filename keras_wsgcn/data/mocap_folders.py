@@ -14,7 +14,7 @@ import numpy as np
 from keras_wsgcn.data.archive import Motion, MotionArchive
 from keras_wsgcn.data.mocap import BvhLayout, read_asf_amc, read_bvh
 from keras_wsgcn.data.mocap_formats import TextFile
-from keras_wsgcn.errors import InputError, check_integer, check_number, shown
+from keras_wsgcn.errors import InputError, check_folder, check_integer, check_number, shown
 from keras_wsgcn.skeletons import h36m_17
 
 MAX_SPEED = 15.0  # m/s; a joint that is faster was lost by the cameras
@@ -97,9 +97,10 @@ def read_folder(
     _check_cuts(max_speed, min_frames)
     if metres_per_unit is not None:
         check_number("metres_per_unit", metres_per_unit, above=0, below=math.inf)
+    place = check_folder("folder", folder)
     labels, motions = labels or {}, []
-    paths = _takes_in(Path(folder), report)
-    skeletons = {path.with_suffix(""): path for path in _files_in(Path(folder), ".asf")}
+    paths = _takes_in(place, report)
+    skeletons = {path.with_suffix(""): path for path in _files_in(place, ".asf")}
     for stem in sorted(set(labels) - set(paths)):
         report(f"{stem}: labelled, but there is no such file")
     if only_labelled and (others := set(paths) - set(labels)):
