@@ -195,6 +195,21 @@ def test_a_centre_that_the_detector_sees_helps_a_hidden_side(walk):
     assert (pose.origin[:, h36m_16.index("pelvis")] == DETECTED).all()
 
 
+def test_halpe_s_neck_stands_in_for_a_shoulder_only_without_hips(walk):
+    """It lies above the shoulders, here half way to `neck_nose`."""
+    whole, shoulder = seen(walk, "halpe26"), h36m_16.index("r_shoulder")
+    above = truth(walk)[:, [h36m_17.index("thorax"), h36m_17.index("neck_nose")]].mean(axis=1)
+    whole[:, FORMATS["halpe26"].joint_names.index("neck"), :2] = above
+    pose = convert_track(track_of(lose(whole, "r_shoulder", format="halpe26"), "halpe26"))
+    of_coco = convert_track(track_of(lose(seen(walk, "coco17"), "r_shoulder")))
+    np.testing.assert_allclose(pose.pose2d[:, shoulder], of_coco.pose2d[:, shoulder])
+    assert pose.usable.all()
+    hidden = lose(whole, "r_shoulder", "l_hip", "r_hip", "mid_hip", format="halpe26")
+    pose = convert_track(track_of(hidden, "halpe26"))
+    expected = 2 * above - truth(walk, h36m_16)[:, h36m_16.index("l_shoulder")]
+    np.testing.assert_allclose(pose.pose2d[:, shoulder], expected)
+
+
 # --- a further format ---------------------------------------------------------------------------
 
 
