@@ -11,9 +11,9 @@ import numpy as np
 import pandas as pd
 
 from keras_wsgcn import metrics, skeletons
-from keras_wsgcn.data.poses import DATA_FACTS, PoseDataset, Splits
-from keras_wsgcn.data.sources import differences, load_splits, options_of
-from keras_wsgcn.errors import InputError, check_choice, check_instance, shown
+from keras_wsgcn.data.poses import PoseDataset, Splits
+from keras_wsgcn.data.sources import load_again
+from keras_wsgcn.errors import InputError, check_choice, check_instance
 from keras_wsgcn.prediction import check_joints, check_single, predict, root_aligned
 
 # Tables 5, 6 and 7 of the paper: Human3.6M by action.
@@ -65,38 +65,9 @@ def load_run_data(folder: str | os.PathLike, data: str | os.PathLike | None = No
             run.
     """
     record = read_run(folder)
-    options = {key: value for key, value in record["data"].items() if key not in DATA_FACTS}
     try:
-        source = options.pop("source", None)
-        if not isinstance(source, str):
-            raise InputError(
-                "`data` must say where it is from, `source`, as it does where `load_splits` made "
-                f"it; of poses made otherwise use `evaluate`. Received: {shown(record['data'])}"
-            )
-        if data is not None and source == "generated":
-            raise InputError(
-                "`data` must be left out for a run on 'generated', which is no archive. "
-                f"Received: data={str(data)!r}"
-            )
-        if data is not None and source == "cmu24":
-            options["path"] = data
-        elif data is not None:
-            source = data
-        known = options_of(source).keys() - {"skeleton"}
-        if unknown := sorted(set(options) - known):
-            raise InputError(
-                f"`data` must have keys among {sorted(known)}. Received: {shown(unknown)}"
-            )
         skeleton = skeletons.get(record["config"].get("skeleton"))
-        splits = load_splits(source, skeleton=skeleton, **options)
-        facts = splits.facts()
-        if found := differences(record["data"], facts):
-            recorded, now = ({k: d.get(k) for k in found} for d in (record["data"], facts))
-            raise InputError(
-                f"`data` must be what the run was trained on, {shown(recorded)}. "
-                f"Received: {str(source)!r} with {shown(now)}"
-            )
-        return splits
+        return load_again(record["data"], data, skeleton=skeleton)
     except InputError as error:
         raise InputError(f"{Path(folder) / 'config.json'}: {error}") from None
 

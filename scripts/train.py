@@ -5,7 +5,6 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import keras
 from cli import add_options, add_subjects, given_fields, leave, run
@@ -13,7 +12,8 @@ from cli import add_options, add_subjects, given_fields, leave, run
 from keras_wsgcn import schemes
 from keras_wsgcn.budget import AFFINITIES, count_params
 from keras_wsgcn.data.cmu import CAMERAS
-from keras_wsgcn.data.sources import SOURCES, load_splits
+from keras_wsgcn.data.poses import Splits
+from keras_wsgcn.data.sources import SOURCES, load_again, load_splits
 from keras_wsgcn.environment import environment
 from keras_wsgcn.errors import InputError
 from keras_wsgcn.plots import new_figure, plot_training_curves
@@ -53,7 +53,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         nargs=2,
         metavar=("STORAGE", "NUMBER"),
         help="repeat a trial of a study, such as runs/studies/table3/study.sqlite3 0; data and "
-        "configuration are the trial's",
+        "configuration are the trial's; with --data where its archive lies now, if it has moved",
     )
     parser.add_argument("--study", help="the trial's study, where the storage holds several")
     parser.add_argument(
@@ -85,10 +85,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 DATA_OPTIONS = ("stride", "noise_px", "train_cameras", "mixed_trunks", "validation", "test")
 
 
-def settings(options: argparse.Namespace) -> tuple[TrainConfig, dict[str, Any]]:
-    """What to train, and the data: its `source` and further options."""
+def settings(options: argparse.Namespace) -> tuple[TrainConfig, Splits]:
+    """What to train, and the data."""
     changes = given_fields(options, TrainConfig)
-    data = {"source": options.data, **{name: getattr(options, name) for name in DATA_OPTIONS}}
+    data = {name: getattr(options, name) for name in DATA_OPTIONS}
     data = {name: value for name, value in data.items() if value is not None}
     if options.study and not options.from_trial:
         raise InputError(
@@ -98,23 +98,27 @@ def settings(options: argparse.Namespace) -> tuple[TrainConfig, dict[str, Any]]:
         recipe = ["recipe"] if options.recipe else []
         if given := [*recipe, *data, *changes]:
             raise InputError(
-                f"`--from-trial` must stand without other settings. Received: {sorted(given)}"
+                "`--from-trial` must stand without other settings; --data says where the trial's "
+                f"archive lies now. Received: {sorted(given)}"
             )
         storage, number = options.from_trial
-        return settings_of_trial(storage, number, options.study)
+        return settings_of_trial(storage, number, options.study, options.data)
     config = dataclasses.replace(RECIPES[options.recipe or RECIPE], **changes)
-    return config, {"source": "generated", **data}
+    return config, load_splits(options.data or "generated", skeleton=config.skeleton, **data)
 
 
 def settings_of_trial(
-    storage: str, number: str, study: str | None
-) -> tuple[TrainConfig, dict[str, Any]]:
+    storage: str, number: str, study: str | None, moved: str | None
+) -> tuple[TrainConfig, Splits]:
     from keras_wsgcn.studies.storage import read_trial
 
     if not number.isdigit():
         raise InputError(f"`--from-trial` must end in a trial's number. Received: {number!r}")
-    trial = read_trial(storage, int(number), study)
-    then, now = trial.user_attrs.get("environment", {}), environment()
+    known = read_trial(storage, int(number), study).user_attrs
+    config = TrainConfig.from_config(known["config"])
+    recorded = {**known["start"]["data"], "digest": known.get("digest", "")}
+    splits = load_again(recorded, moved, skeleton=config.skeleton)
+    then, now = known.get("environment", {}), environment()
     for name in ("backend", "device", "machine", "commit", "together"):
         if then.get(name) != now.get(name):
             print(
@@ -122,13 +126,12 @@ def settings_of_trial(
                 "the numbers may differ",
                 file=sys.stderr,
             )
-    return TrainConfig.from_config(trial.user_attrs["config"]), trial.user_attrs["start"]["data"]
+    return config, splits
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     options = parse(argv)
-    config, data = settings(options)
-    splits = load_splits(data.pop("source"), skeleton=config.skeleton, **data)
+    config, splits = settings(options)
     scheme = schemes.get(config.scheme).name
     name = options.name or f"{splits.name}-{scheme}-{config.seed}"
     folder = options.runs / name

@@ -15,9 +15,12 @@ import report_study
 import run_study
 import train as train_command
 
+from keras_wsgcn.data.archive import save_archive
+from keras_wsgcn.data.motions import generate_motions
 from keras_wsgcn.studies.report import PAPER_RESULTS, costs, drawings, errors_table, sections
 from keras_wsgcn.studies.results import StudyResults, read_nothing
 from keras_wsgcn.studies.spec import StudySpec
+from keras_wsgcn.studies.storage import read_trial
 
 SPEC = """
 title = "Two <small> schemes"
@@ -107,9 +110,35 @@ def test_a_trial_is_repeated_exactly(studied, tmp_path, capsys):
     assert "note:" not in capsys.readouterr().err
 
 
+def test_a_trial_is_repeated_where_its_archive_lies_now(tmp_path, capsys):
+    first, moved, spec = (tmp_path / name for name in ("motions.npz", "moved.npz", "own.toml"))
+    save_archive(first, generate_motions(subjects=3, takes=1, seconds=4.0))
+    data = f"source = '{first}'\nstride = 5\nvalidation = [2]\ntest = [3]"
+    spec.write_text(SPEC.replace('source = "generated"\nstride = 60', data))
+    assert cli.run(run_study.main, [str(spec), "--folder", str(tmp_path), "--epochs", "1"]) == 0
+    first.rename(moved)
+    storage = str(tmp_path / "own" / "study.sqlite3")
+    again = ["--from-trial", storage, "0", "--runs", str(tmp_path), "--name", "again"]
+    assert cli.run(train_command.main, again) == 2
+    assert str(first) in capsys.readouterr().err
+    assert cli.run(train_command.main, [*again, "--data", str(moved)]) == 0
+    record = json.loads((tmp_path / "again" / "config.json").read_text())
+    assert record["data"]["source"] == str(moved)
+    errors = pd.read_csv(tmp_path / "again" / "history.csv")["val_mpjpe_mm"]
+    trial = read_trial(storage, 0)
+    assert errors.min() == pytest.approx(trial.value, rel=1e-6)
+    save_archive(moved, generate_motions(subjects=3, takes=1, seconds=4.0, seed=1))
+    capsys.readouterr()
+    assert cli.run(train_command.main, [*again, "--data", str(moved)]) == 2
+    error = capsys.readouterr().err
+    assert "`data` must be what the run was trained on, {'digest': " in error
+    assert cli.run(train_command.main, [*again, "--data", "generated"]) == 2
+
+
 @pytest.mark.parametrize(
     ("command", "arguments", "words"),
     [
+        (train_command, ["--from-trial", "{storage}", "0", "--data", "x"], "must be left out"),
         (train_command, ["--from-trial", "{storage}", "7"], "`number` must be one of [0, 1]"),
         (train_command, ["--from-trial", "{storage}", "x"], "must end in a trial's number"),
         (train_command, ["--from-trial", "none.db", "0"], "`storage` must be a SQLite file"),

@@ -14,6 +14,7 @@ from keras_wsgcn.data.motions import generate_motions
 from keras_wsgcn.data.poses import DATA_FACTS, Splits, observe, observe_splits
 from keras_wsgcn.errors import InputError, check_integers, shown
 from keras_wsgcn.files import digest_of, plain
+from keras_wsgcn.skeletons import Skeleton
 
 # Which of the eight generated people are held out.
 _GENERATED_VALIDATION, _GENERATED_TEST = (6,), (7, 8)
@@ -100,6 +101,55 @@ def load_splits(
         named: dict[str, Any] = {"validation": (), "test": (), **subjects}
         splits = observe_splits(archive, cameras, name=Path(data).stem, **named, **options)
     return splits.loaded(_origin(data, {**options, **subjects}), digest_of(data))
+
+
+def load_again(
+    recorded: Mapping[str, Any],
+    data: str | os.PathLike | None = None,
+    *,
+    skeleton: str | Skeleton,
+) -> Splits:
+    """The splits of a record, wherever their archive lies now.
+
+    Args:
+        recorded: what `Splits.facts` said, or of it the `source`, its options and the `digest`.
+        data: where the archive is now, if it has moved.
+        skeleton: that of the model.
+
+    Returns:
+        The splits.
+
+    Raises:
+        InputError: if they cannot be loaded, or are not those of the record.
+    """
+    options = {key: value for key, value in recorded.items() if key not in DATA_FACTS}
+    source = options.pop("source", None)
+    if not isinstance(source, str):
+        raise InputError(
+            "`data` must say where it is from, `source`, as it does where `load_splits` made "
+            f"it; of poses made otherwise use `evaluate`. Received: {shown(recorded)}"
+        )
+    if data is not None and source == "generated":
+        raise InputError(
+            "`data` must be left out for a run on 'generated', which is no archive. "
+            f"Received: data={str(data)!r}"
+        )
+    if data is not None and source == "cmu24":
+        options["path"] = data
+    elif data is not None:
+        source = data
+    known = options_of(source).keys() - {"skeleton"}
+    if unknown := sorted(set(options) - known):
+        raise InputError(f"`data` must have keys among {sorted(known)}. Received: {shown(unknown)}")
+    splits = load_splits(source, skeleton=skeleton, **options)
+    facts = splits.facts()
+    if found := differences(recorded, facts):
+        then, now = ({key: said.get(key) for key in found} for said in (recorded, facts))
+        raise InputError(
+            f"`data` must be what the run was trained on, {shown(then)}. "
+            f"Received: {str(source)!r} with {shown(now)}"
+        )
+    return splits
 
 
 def archive_digest(data: str | os.PathLike) -> str | None:
