@@ -31,7 +31,7 @@ LAST = (
     "serving.config", "serving.client", "serving.stand_in",
     "studies.search", "studies.spec", "studies.liveness", "studies.outages",
     "studies.storage", "studies.planning", "studies.trials", "studies.processes", "studies.workers",
-    "studies.results", "studies.claims", "studies.figures", "studies.report",
+    "studies.results", "studies.bootstrap", "studies.claims", "studies.figures", "studies.report",
 )  # fmt: skip
 BACKENDS = {"tensorflow", "jax", "torch"}
 MAX_LINES = 420

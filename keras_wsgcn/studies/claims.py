@@ -4,6 +4,7 @@ bootstrap intervals over test subjects and seeds, and a verdict.
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import astuple, dataclass
 from functools import partial
@@ -11,10 +12,12 @@ from functools import partial
 import numpy as np
 import pandas as pd
 
-from keras_wsgcn.errors import InputError, check_choice, check_integer
+from keras_wsgcn.errors import InputError, check_choice
 from keras_wsgcn.schemes import PER, SCHEMES, Scheme
+from keras_wsgcn.studies.bootstrap import Difference, bootstrap, holm
 
 HOLDS, DOES_NOT_HOLD, NOT_DECIDABLE, NOT_RUN = "holds", "does not hold", "not decidable", "not run"
+AMONG = " among the schemes run"  # behind a verdict that a further scheme might change
 # How verdicts combine: the first of these that occurs is the verdict on all.
 EVERY = (DOES_NOT_HOLD, NOT_DECIDABLE, HOLDS)
 SOME = (HOLDS, NOT_DECIDABLE, DOES_NOT_HOLD)
@@ -27,18 +30,8 @@ SIZES = {"params": (1e6, "M"), "forward_mflop": (1, "MFLOP")}  # the unit in whi
 
 COLUMNS = (
     "claim", "statement", "scheme", "comparison", "difference_mm", "low_mm", "high_mm",
-    "p_value", "p_holm", "seeds", "subjects", "verdict",
+    "p_value", "p_holm", "seeds", "subjects", "verdict", "complete",
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Difference:
-    """A difference in millimetres, its 95 % interval and its two-sided p-value."""
-
-    difference_mm: float
-    low_mm: float
-    high_mm: float
-    p_value: float
 
 
 @dataclass(frozen=True)
@@ -72,103 +65,7 @@ class Claim:
     expected: int  # the sign of each difference if the claim is right
     rule: tuple[str, ...]  # how the verdicts on a scheme combine: EVERY or SOME
     errors: str = "test_mm"  # the field of a cell to compare
-
-
-def bootstrap_difference(
-    first: np.ndarray, second: np.ndarray, *, resamples: int = 10_000, seed: int = 0
-) -> Difference:
-    """The difference of two mean errors, with a bootstrap interval over subjects and seeds.
-
-    Draws the subjects with replacement, the same for both (they are paired), and the seeds of
-    either apart: Owen's pigeonhole bootstrap (2007). The interval is Efron's percentile interval
-    (Efron and Tibshirani 1993, ch. 13); the p-value is twice the smaller share of resamples on
-    one side of zero, with one more counted so that it is never 0 (Davison and Hinkley 1997, ch. 4).
-
-    The interval covers other test subjects *and* other seeds as far as those at hand stand for
-    them: with one seed subjects only, with one subject seeds only, and never other data or
-    settings. With few it is too narrow, and p too small: simulated with normal errors, the 95 %
-    are 50 % with 2 subjects, 75 % with 3, 84 % with 5, 88 % with 8, 92 % with 15; with 1 subject
-    80 % with 3 seeds, 88 % with 5. Noise of one run on one subject counts thrice, and widens it.
-
-    Args:
-        first: errors, `(subjects, seeds)`, millimetres.
-        second: errors of the same subjects in the same rows, `(subjects, seeds)`, millimetres.
-        resamples: how many resamples.
-        seed: of the resampling.
-
-    Returns:
-        Mean of `first` less that of `second`; interval and p are NaN with 1 subject and 1 seed.
-
-    Raises:
-        InputError: if the shapes do not fit, or an error is not finite.
-    """
-    first, second = _check_errors("first", first), _check_errors("second", second)
-    if len(first) != len(second):
-        raise InputError(
-            f"`second` must have a row for each of the {len(first)} subjects of `first`. "
-            f"Received: second.shape={second.shape}"
-        )
-    resamples = check_integer("resamples", resamples, least=1)
-    return _bootstrap([(1, first), (-1, second)], resamples, check_integer("seed", seed, least=0))
-
-
-def _bootstrap(
-    terms: Sequence[tuple[int, np.ndarray]], resamples: int = 10_000, seed: int = 0
-) -> Difference:
-    """`bootstrap_difference` for any signed sum of mean errors, `(subjects, seeds)` each."""
-    difference = float(sum(sign * errors.mean() for sign, errors in terms))
-    subjects = len(terms[0][1])
-    if subjects == 1 and min(errors.shape[1] for _, errors in terms) == 1:
-        return Difference(difference, math.nan, math.nan, math.nan)
-    rng = np.random.default_rng(seed)
-
-    def weights(count: int) -> np.ndarray:  # how often each is drawn, (resamples, count)
-        picks = rng.integers(count, size=(resamples, count)) + count * np.arange(resamples)[:, None]
-        return np.bincount(picks.ravel(), minlength=picks.size).reshape(picks.shape) / count
-
-    of_subjects = weights(subjects)
-    drawn = np.zeros(resamples)
-    for sign, errors in terms:
-        drawn += sign * ((of_subjects @ errors) * weights(errors.shape[1])).sum(axis=1)
-    low, high = np.quantile(drawn, (0.025, 0.975))
-    tail = 1 + min(np.count_nonzero(drawn <= 0), np.count_nonzero(drawn >= 0))
-    return Difference(difference, float(low), float(high), min(1.0, 2 * tail / (resamples + 1)))
-
-
-def _check_errors(name: str, errors: np.ndarray) -> np.ndarray:
-    try:
-        checked = np.asarray(errors, dtype=float)
-    except (TypeError, ValueError):
-        checked = np.empty(0)
-    if checked.ndim != 2 or checked.size == 0 or not np.isfinite(checked).all():
-        raise InputError(
-            f"`{name}` must be finite numbers, (subjects, seeds), at least one of each. "
-            f"Received: {name}={errors!r}"
-        )
-    return checked
-
-
-def holm(p_values: Sequence[float]) -> np.ndarray:
-    """Holm's step-down adjusted p-values (Holm 1979), in the given order.
-
-    Args:
-        p_values: p-values; NaN, where nothing was tested, stays NaN and does not count.
-
-    Returns:
-        Adjusted p-values, at most 1.
-
-    Raises:
-        InputError: if a value is out of range.
-    """
-    values = np.array(p_values, dtype=float)
-    if values.ndim != 1 or ((values < 0) | (values > 1)).any():
-        raise InputError(
-            f"`p_values` must be a list of numbers from 0 to 1. Received: p_values={p_values}"
-        )
-    order = np.argsort(values, kind="stable")[: np.count_nonzero(~np.isnan(values))]  # NaN is last
-    steps = (len(order) - np.arange(len(order))) * values[order]
-    values[order] = np.minimum(1, np.maximum.accumulate(steps))
-    return values
+    settled: str = DOES_NOT_HOLD  # the verdict that no further scheme can change
 
 
 def decide(found: Difference, p_holm: float, *, seeds: int, expected: int) -> str:
@@ -260,7 +157,7 @@ CLAIMS: tuple[Claim, ...] = (
           partial(_less_others, split="whole", per="edge"), -1, EVERY, "training_mm"),
     Claim("3b", "At equal size no-sharing does not have the lowest test error",
           "Table 3: 39.9 mm against 37.8 mm; Table 4: lowest at 2.1 M, not at 1.05 and 4.2 M",
-          partial(_less_others, split="whole", per="edge"), +1, SOME),
+          partial(_less_others, split="whole", per="edge"), +1, SOME, settled=HOLDS),
 )  # fmt: skip
 
 
@@ -283,9 +180,11 @@ def check_claims(
     Returns:
         One row a comparison: `claim`, `statement`, `scheme` (that the claim speaks about),
         `comparison`, `difference_mm`, `low_mm`, `high_mm` (95 % interval), `p_value`, `p_holm`
-        (corrected within the claim), `seeds` (of the cell with the fewest), `subjects` and
-        `verdict`, as `decide` gives it. Claim 3a compares the root mean square training error of a
-        joint, `sqrt(3 * train_loss_m2)`: 0 `subjects`, and an interval that covers seeds alone.
+        (corrected within the claim), `seeds` (of the cell with the fewest), `subjects`,
+        `verdict`, as `decide` gives it, and `complete`: whether the claim could compare all of the
+        paper's schemes that it is about, at each of its sizes. Claim 3a compares the root mean
+        square training error of a joint, `sqrt(3 * train_loss_m2)`: 0 `subjects`, and an interval
+        that covers seeds alone.
 
     Raises:
         InputError: if a column, number or test subject is missing, or a cell has a seed twice.
@@ -320,12 +219,13 @@ def summarise_claims(comparisons: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         One row a claim: `claim`, `statement`, `paper` (its own figures), `verdict` (also
-        `"not run"`), `decided` and `comparisons` (how many are decided, and how many there are).
+        `"not run"`; with `AMONG` behind it where a scheme that is missing might change it),
+        `decided` and `comparisons` (how many are decided, and how many there are).
 
     Raises:
         InputError: if a column is missing, or a verdict unknown.
     """
-    _check_columns("comparisons", comparisons, ["claim", "scheme", "verdict"])
+    _check_columns("comparisons", comparisons, ["claim", "scheme", "verdict", "complete"])
     for verdict in set(comparisons["verdict"]):
         check_choice("comparisons.verdict", verdict, EVERY)
     rows = []
@@ -333,6 +233,8 @@ def summarise_claims(comparisons: pd.DataFrame) -> pd.DataFrame:
         own = comparisons[comparisons["claim"] == claim.name]
         found = [min(each, key=claim.rule.index) for _, each in own.groupby("scheme")["verdict"]]
         verdict = min(found, key=EVERY.index, default=NOT_RUN)
+        if verdict in {HOLDS, DOES_NOT_HOLD} - {claim.settled} and not own["complete"].all():
+            verdict += AMONG
         decided = int((own["verdict"] != NOT_DECIDABLE).sum())
         rows.append((claim.name, claim.statement, claim.paper, verdict, decided, len(own)))
     return pd.DataFrame(rows, columns=[*COLUMNS[:2], "paper", "verdict", "decided", "comparisons"])
@@ -341,14 +243,30 @@ def summarise_claims(comparisons: pd.DataFrame) -> pd.DataFrame:
 def _rows(claim: Claim, cells: list[Cell]) -> Iterator[tuple]:
     comparisons = list(claim.compare(cells))
     terms = [[(sign, getattr(c, claim.errors)) for sign, c in each.terms] for each in comparisons]
-    found = [_bootstrap(each) for each in terms]
+    found = [bootstrap(each) for each in terms]
     adjusted = holm([difference.p_value for difference in found]).tolist()
+    complete = _is_complete(claim, comparisons)
     for comparison, difference, p_holm in zip(comparisons, found, adjusted, strict=True):
         seeds = min(cell.test_mm.shape[1] for _, cell in comparison.terms)
         subjects = len(cells[0].test_mm) if claim.errors == "test_mm" else 0
         verdict = decide(difference, p_holm, seeds=seeds, expected=claim.expected)
         numbers = (*astuple(difference), p_holm, seeds, subjects)
-        yield claim.name, claim.statement, comparison.scheme, comparison.label, *numbers, verdict
+        about = (claim.name, claim.statement, comparison.scheme, comparison.label)
+        yield *about, *numbers, verdict, complete
+
+
+def _is_complete(claim: Claim, comparisons: Sequence[Comparison]) -> bool:
+    """Whether a claim compares all schemes that it would if every one were run, equally often."""
+
+    def compared(comparison: Comparison) -> frozenset[str]:
+        return frozenset(cell.scheme.name for _, cell in comparison.terms)
+
+    nothing = np.empty((0, 0))
+    # Three sizes, as claim 2b wants them.
+    every = [Cell(s, size, "", nothing, nothing) for size in (1, 2, 3) for s in SCHEMES.values()]
+    counts = Counter(map(compared, comparisons))
+    wanted = {compared(comparison) for comparison in claim.compare(every)}
+    return all(counts[schemes] == max(counts.values(), default=0) for schemes in wanted)
 
 
 def _cells(runs: pd.DataFrame, subjects: pd.DataFrame, size: str) -> list[Cell]:

@@ -84,7 +84,8 @@ _CLAIMS = (
     "A replicate is a test subject and a seed. Differences have 95 % intervals from a bootstrap "
     "over subjects and seeds, p-values are Holm-corrected within a claim; with fewer than five "
     "seeds a comparison is decided only where its interval excludes ±1 mm. A conclusion is judged "
-    "by the schemes that this study has run. Intervals from few subjects come out too narrow, a "
+    "by the schemes that this study has run; the verdict says so where others might change it. "
+    "Intervals from few subjects come out too narrow, a "
     "little so with eight, and one seed says nothing about others."
 )
 _NO_CLAIMS = (
