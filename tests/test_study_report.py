@@ -264,6 +264,40 @@ def test_conclusions_are_drawn_from_the_errors():
     assert claims.loc["1a", "verdict"] == "does not hold"
 
 
+def test_a_tuned_study_says_where_its_settings_were_tuned():
+    schemes = ["pre_agg_decoupled", "no_sharing"]
+    table = {"name": "tune", "data": {"source": "generated", "stride": 12}, "recipe": "quickstart"}
+    table |= {"config": {"budget": 1.05e6, "epochs": 3}, "grid": [{"scheme": schemes}]}
+    space = {"learning_rate": {"low": 1e-4, "high": 1e-2}, "dropout": {"low": 0.0, "high": 0.5}}
+    tune = {**table, "search": {"trials": 2, "space": space}}
+
+    def said(**changes):
+        spec = StudySpec.from_config({**table, "name": "fair", "tuned_by": tune, **changes})
+        parts = {part.title: part.text for part in sections(spec, read_nothing(spec), "command")}
+        return parts["Where the settings were tuned"]
+
+    found = "learning_rate, dropout: of each scheme the best that `tune` found, at "
+    there = found + "1.05 M parameters, epochs 3, stride 12."
+    assert said() == there
+    wide = [{"scheme": schemes, "budget": [1.05e6, 2.1e6]}]
+    assert said(grid=wide, config={"epochs": 3}) == (
+        there + " Here: pre_agg_decoupled budget=2.1e+06 at 2.09 M parameters, no_sharing "
+        "budget=2.1e+06 at 2.09 M parameters; others may be the best there."
+    )
+    otherwise = {"config": {"forward_mflop": 2.44, "epochs": 8}, "data": {"source": "generated"}}
+    assert said(**otherwise) == (
+        there + " Here: no_sharing at 0.896 M parameters, epochs 8, stride 1; others may be the "
+        "best there."
+    )
+    tune |= {"config": {"channels": 8, "epochs": 20}}
+    tune["search"] = {"trials": 2, "space": {"channels": {"low": 4, "high": 8}}}
+    assert said(config={"epochs": 20}) == (
+        "channels: of each scheme the best that `tune` found, at epochs 20, stride 12."
+    )
+    tune["search"]["space"] = space
+    assert "0.0179 to 0.0256 M parameters, epochs" in said()
+
+
 def test_what_the_schemes_cost():
     """Table 1 at 128 channels: kernels of method.md, products counted by hand."""
     spec = StudySpec.from_config(

@@ -17,7 +17,7 @@ import pandas as pd
 from keras_wsgcn import markdown, schemes, skeletons
 from keras_wsgcn.files import write_text
 from keras_wsgcn.studies import figures
-from keras_wsgcn.studies.claims import check_claims, is_repeated, summarise_claims
+from keras_wsgcn.studies.claims import SAME_SIZE, SIZES, check_claims, is_repeated, summarise_claims
 from keras_wsgcn.studies.results import SETTINGS, StudyResults
 from keras_wsgcn.studies.spec import StudySpec, solve
 
@@ -50,6 +50,8 @@ def sections(spec: StudySpec, results: StudyResults, command: str) -> list[Secti
     if not spec.seeds:
         return [Section("What the schemes cost", table=costs(spec))]
     parts = [Section("", text=f"{_status(results.runs)}\n\n    {command}")]
+    if spec.tuned_by:
+        parts.append(Section("Where the settings were tuned", text=tuning(spec, spec.tuned_by)))
     if spec.search:
         parts.append(Section("The best of each search", table=best_trials(spec, results)))
         if len(spec.search.objectives) > 1:
@@ -123,6 +125,40 @@ def _status(runs: pd.DataFrame) -> str:
         text += f" {spent} of training on {'; '.join(', '.join(map(str, p)) for p in places)}"
         text += f" (commit {commits})." if commits else "."
     return text
+
+
+def tuning(spec: StudySpec, by: StudySpec) -> str:
+    """At which size, and how long, the settings were tuned that a study takes over from another.
+
+    And where it uses them at a size that is more than 10 % another, or otherwise long.
+    """
+    assert by.search is not None
+    space, size = by.search.space, _size_of(by)
+    scale, unit = SIZES[size]
+    unit = {"M": "M parameters"}.get(unit, unit)
+    then, now = ([solve(cell.config)[size] / scale for cell in one.cells] for one in (by, spec))
+    of_scheme = dict(zip((cell.config.scheme for cell in by.cells), then, strict=True))
+    low, high = min(then), max(then)
+    tuned = [f"{low:.3g} {unit}" if high <= SAME_SIZE * low else f"{low:.3g} to {high:.3g} {unit}"]
+    used = [
+        f"{cell.label or schemes.get(cell.config.scheme).name} at {here:.3g} {unit}"
+        for cell, here in zip(spec.cells, now, strict=True)
+        if max(here, there := of_scheme[cell.config.scheme]) > SAME_SIZE * min(here, there)
+    ]
+    if any(name in space for name in ("budget", "channels")):  # the size is among what was tuned
+        tuned, used = [], []
+
+    def lengths(one: StudySpec) -> dict[str, str]:
+        epochs = sorted({cell.config.epochs for cell in one.cells})
+        return {"epochs": ", ".join(map(str, epochs)), "stride": str(one.data.get("stride", 1))}
+
+    for (name, there), here in zip(lengths(by).items(), lengths(spec).values(), strict=True):
+        if name not in space:
+            tuned.append(f"{name} {there}")
+            used += [f"{name} {here}"] if here != there else []
+    text = f"{', '.join(space)}: of each scheme the best that `{by.name}` found, at "
+    text += f"{', '.join(tuned)}."
+    return text + f" Here: {', '.join(used)}; others may be the best there." * bool(used)
 
 
 def costs(spec: StudySpec) -> pd.DataFrame:
