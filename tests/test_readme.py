@@ -43,6 +43,16 @@ def test_check_notices_an_old_table(monkeypatch, capsys):
     assert "must be up to date" in capsys.readouterr().err
 
 
+@pytest.mark.plain
+def test_results_of_one_size_stand_together():
+    rows = [line.split(" | ") for line in update_readme.results_table().splitlines()[2:]]
+    sizes, errors = ([float(row[column].strip("| M")) for row in rows] for column in (0, 4))
+    alike = [size for size in sizes if size > 1]
+    assert sizes[: len(alike)] == alike
+    assert errors[: len(alike)] == sorted(errors[: len(alike)])
+    assert len(rows) == 8
+
+
 def test_commands_named_in_the_readme_exist():
     scripts = re.findall(r"python (scripts/\w+\.py)", README.read_text())
     assert len(scripts) >= 4
