@@ -6,7 +6,9 @@ from pathlib import Path
 import cli
 import pytest
 import update_readme
+from mocap_files import JOINTS, bvh_text
 
+from keras_wsgcn.data.archive import load_archive
 from keras_wsgcn.studies import load_spec
 
 README = Path(__file__).parent.parent / "README.md"
@@ -16,10 +18,16 @@ def test_every_python_example_runs(tmp_path, monkeypatch):
     examples = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
     assert len(examples) >= 4
     monkeypatch.chdir(tmp_path)
+    centimetres = {
+        name: (above, [5 * x for x in offset]) for name, (above, offset) in JOINTS.items()
+    }
+    (tmp_path / "recordings").mkdir()
+    (tmp_path / "recordings" / "08_01.bvh").write_text(bvh_text(*[{}] * 161, joints=centimetres))
     names = {}
     for example in examples:
         exec(compile(example, "README.md", "exec"), names)
     assert (tmp_path / "runs" / "readme" / "model.keras").exists()
+    assert [motion.key for motion in load_archive("from_bvh.npz").motions] == ["S008/Unknown/08_01"]
     assert names["model"].input_shape == (None, 4, 2)
 
 
