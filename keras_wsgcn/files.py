@@ -34,8 +34,7 @@ def atomic_path(target: str | os.PathLike) -> Iterator[Path]:
     temporary = target.with_name(f".{target.stem}.{secrets.token_hex(4)}{target.suffix}")
     try:
         yield temporary
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
+        _sync(temporary)
         os.replace(temporary, target)
     except OSError as error:
         if error.errno is None or error.filename is not None:
@@ -135,5 +134,9 @@ def sync_folder(folder: Path) -> None:
     """Has the system write out every file below `folder`, before a rename makes them count."""
     for path in folder.rglob("*"):
         if path.is_file():
-            with open(path, "rb") as file:
-                os.fsync(file.fileno())
+            _sync(path)
+
+
+def _sync(path: Path) -> None:
+    with open(path, "r+b") as file:  # Windows writes out no file that is open for reading alone
+        os.fsync(file.fileno())

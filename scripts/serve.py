@@ -5,9 +5,11 @@ the folder, and prints the exact `docker run` line. Without MODEL, what is in th
 """
 
 import argparse
+import contextlib
 import signal
 import socket
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -113,7 +115,9 @@ def stand_in(folder: Path, name: str, ports: dict[str, int]) -> None:
         )
         print_queries(name, server.rest_port, server.grpc_port)
         sys.stdout.flush()
-        signal.sigwait({signal.SIGINT, signal.SIGTERM})
+        with contextlib.suppress(KeyboardInterrupt):
+            while True:
+                time.sleep(1)
 
 
 if __name__ == "__main__":

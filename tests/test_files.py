@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from keras_wsgcn.files import atomic_path, remove_leftovers, write_text
+from keras_wsgcn.files import atomic_path, remove_leftovers, sync_folder, write_text
 
 pytestmark = pytest.mark.plain
 
@@ -32,6 +32,17 @@ def test_an_error_that_names_its_file_is_left_as_it_is(tmp_path):
     with pytest.raises(FileNotFoundError) as caught, atomic_path(tmp_path / "a.txt"):
         (tmp_path / "other").read_text()
     assert caught.value.filename == str(tmp_path / "other")
+
+
+def test_files_are_open_for_writing_when_they_are_written_out(tmp_path, monkeypatch):
+    """Windows refuses any other, with a bad file descriptor."""
+    fcntl, synced = pytest.importorskip("fcntl"), []
+    monkeypatch.setattr(
+        os, "fsync", lambda file: synced.append(fcntl.fcntl(file, fcntl.F_GETFL) & os.O_RDWR)
+    )
+    write_text(tmp_path / "a.txt", "text")
+    sync_folder(tmp_path)
+    assert synced == [os.O_RDWR, os.O_RDWR]
 
 
 def test_leftovers_are_removed_when_they_are_old(tmp_path):
