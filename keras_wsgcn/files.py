@@ -61,9 +61,9 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def write_text(target: str | os.PathLike, text: str) -> None:
-    """Writes `text` as UTF-8 to `target`, atomically."""
+    """Writes `text` as UTF-8 to `target`, atomically, its ends of lines as they are."""
     with atomic_path(target) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", newline="")
 
 
 def write_json(target: str | os.PathLike, value: Any) -> None:
