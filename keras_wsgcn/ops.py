@@ -45,12 +45,12 @@ def mixing_matrices(contraction: Contraction, affinity: np.ndarray) -> list[np.n
         affinity: `(joints, joints)`, rows are targets.
 
     Returns:
-        Arrays shaped like `contraction.mixing_edges`.
+        Arrays shaped like the parts' `mixing_edges`.
     """
     target, source = contraction.skeleton.edges.T
     # The entry behind the last edge is the zero that -1 points to.
     weights = np.append(affinity[target, source], 0.0)
-    return [weights[edges] for edges in contraction.mixing_edges]
+    return [weights[part.mixing_edges] for part in contraction.parts]
 
 
 def learned_mixing_matrices(contraction: Contraction, logits) -> list:
@@ -72,7 +72,9 @@ def learned_mixing_matrices(contraction: Contraction, logits) -> list:
     affinity = ops.softmax(ops.take(ops.concatenate([logits, outside]), edge_at), axis=-1)
     weights = ops.take(ops.reshape(affinity, (-1,)), target * skeleton.num_joints + source)
     weights = ops.concatenate([weights, ops.zeros((1,), dtype=weights.dtype)])
-    return [ops.take(weights, edges % (len(target) + 1)) for edges in contraction.mixing_edges]
+    # So counted, -1 is the last.
+    edges = [part.mixing_edges % (len(target) + 1) for part in contraction.parts]
+    return [ops.take(weights, of_part) for of_part in edges]
 
 
 def mix_joints(matrix, x):
@@ -107,20 +109,18 @@ def graph_conv(x, kernel, mixing, contraction: Contraction, layout: str):
         `x` with `out` for `in`.
     """
     total = None
-    for part, part_kernel in enumerate(ops.unstack(kernel, axis=0)):
-        joints, kernels = contraction.gathers[part]
-        multiply = functools.partial(
-            _multiply, layout=layout, count=len(contraction.products[part])
-        )
-        if kernels is not None:
-            part_kernel = _gather(part_kernel, kernels, part_kernel.shape[0])
-        if contraction.transform_first:
-            own = x if joints is None else _gather(x, joints, contraction.skeleton.num_joints)
-            y = mix_joints(mixing[part], multiply(own, part_kernel))
+    kernels = ops.unstack(kernel, axis=0)
+    for part, part_kernel, matrix in zip(contraction.parts, kernels, mixing, strict=True):
+        multiply = functools.partial(_multiply, layout=layout, count=len(part.products))
+        if part.kernels is not None:
+            part_kernel = _gather(part_kernel, part.kernels, part_kernel.shape[0])
+        if part.transform_first:
+            own = x if part.joints is None else _gather(x, part.joints, part.skeleton.num_joints)
+            y = mix_joints(matrix, multiply(own, part_kernel))
         else:
-            y = multiply(mix_joints(mixing[part], x), part_kernel)
-            if contraction.summing[part] is not None:
-                y = mix_joints(ops.convert_to_tensor(contraction.summing[part], x.dtype), y)
+            y = multiply(mix_joints(matrix, x), part_kernel)
+            if part.summing is not None:
+                y = mix_joints(ops.convert_to_tensor(part.summing, x.dtype), y)
         total = y if total is None else total + y
     return total
 

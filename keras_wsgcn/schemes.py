@@ -97,123 +97,153 @@ class Scheme(records.Record):
         return int(np.prod(self.kernel_lead(skeleton)))
 
     def contraction(self, skeleton: Skeleton, inputs: int, outputs: int) -> "Contraction":
-        """The cheaper order of computing the sum for a layer of `inputs` to `outputs` channels.
+        """The cheaper order of computing each part of the sum, of `inputs` to `outputs` channels.
 
-        Fewer matrix products come first: each also reads a joint's channels from memory. Where
-        both orders need the same number, the mixing goes to the side with fewer channels.
+        Fewer matrix products come first: each also reads a joint's channels from memory. A part
+        that needs as many in both is computed as is cheaper for all parts together: by products
+        again, then by operations, which has the mixing on the side with fewer channels.
         """
-        orders = (Contraction(self, skeleton, first) for first in (True, False))
-        return min(orders, key=lambda order: (order.num_products, order.flops(inputs, outputs)))
+        orders = [
+            Contraction(tuple(PartialSum(self, skeleton, n, first) for n in range(len(self.parts))))
+            for first in (True, False)
+        ]
+        orders.sort(key=lambda order: (order.num_products, order.flops(inputs, outputs)))
+        parts = zip(*(order.parts for order in orders), strict=True)
+        return Contraction(tuple(min(part, key=lambda one: len(one.products)) for part in parts))
 
 
 @dataclass(frozen=True)
-class Contraction:
-    """One order of computing a scheme's sum: which matrix products, and how joints are mixed.
+class PartialSum:
+    """The sum over one part of each neighbourhood, in one order of computing it.
 
     *Transform first* multiplies each needed (source, kernel) pair and then mixes the products into
     the targets; *aggregate first* mixes the sources into each needed (target, kernel) pair and
-    multiplies these. Each part of the neighbourhoods is mixed for itself, so that nothing is
-    concatenated or split, and the part of the joints themselves is a scaling: half the time of one
-    matrix for all parts. The matrices hold the affinities and are dense: they have few rows, and a
+    multiplies these. The matrix that mixes holds affinities and is dense: it has few rows, and a
     dense product takes less time, backwards above all, than gathering and adding edge by edge.
     """
 
     scheme: Scheme
     skeleton: Skeleton
+    part: int
     transform_first: bool
 
     @cached_property
-    def parts(self) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """For each part its edges, its products (kernel, joint), and the product of each edge."""
+    def edges(self) -> np.ndarray:
+        """The edges of the part, as they are numbered in the skeleton."""
         target, source = self.skeleton.edges.T
-        part_of = SPLITS[self.scheme.split][1](self.skeleton, target, source)
-        kernel = PER[self.scheme.per][1](target, source)
-        rows = np.stack((kernel, source if self.transform_first else target), axis=1)
-        found = []
-        for part in range(len(self.scheme.parts)):
-            edges = np.flatnonzero(part_of == part)
-            # Ordered by kernel, then joint, so that the products of one kernel stand together.
-            products, product = np.unique(rows[edges], axis=0, return_inverse=True)
-            found.append((edges, products, product.ravel()))
-        return found
+        return np.flatnonzero(
+            SPLITS[self.scheme.split][1](self.skeleton, target, source) == self.part
+        )
 
     @cached_property
-    def products(self) -> tuple[np.ndarray, ...]:
-        """For each part its matrix products, `(products, 2)` rows of (joint, kernel of the part).
+    def _products(self) -> tuple[np.ndarray, np.ndarray]:
+        target, source = self.skeleton.edges[self.edges].T
+        kernel = PER[self.scheme.per][1](*self.skeleton.edges.T)[self.edges]
+        rows = np.stack((kernel, source if self.transform_first else target), axis=1)
+        # Ordered by kernel, then joint, so that the products of one kernel stand together.
+        products, product = np.unique(rows, axis=0, return_inverse=True)
+        return products[:, ::-1], product.ravel()
+
+    @property
+    def products(self) -> np.ndarray:
+        """The matrix products, `(products, 2)` rows of (joint, kernel of the part).
 
         The joint is the source where the transform comes first, else the target.
         """
-        return tuple(rows[:, ::-1] for _, rows, _ in self.parts)
-
-    @cached_property
-    def gathers(self) -> tuple[tuple[np.ndarray | None, np.ndarray | None], ...]:
-        """For each part the joints and kernels to gather for its products.
-
-        `None` stands for all of them in order, which needs no gathering. Where the aggregation
-        comes first, mixing has gathered the joints.
-        """
-
-        def unless_all(indices: np.ndarray, count: int) -> np.ndarray | None:
-            return None if np.array_equal(indices, np.arange(count)) else indices
-
-        joints = self.skeleton.num_joints
-        kernels = PER[self.scheme.per][0](self.skeleton)
-        return tuple(
-            (
-                unless_all(rows[:, 0], joints) if self.transform_first else None,
-                unless_all(rows[:, 1], kernels) if self.scheme.per != "graph" else None,
-            )
-            for rows in self.products
-        )
+        return self._products[0]
 
     @property
-    def num_products(self) -> int:
-        return sum(len(rows) for rows in self.products)
+    def product_of_edge(self) -> np.ndarray:
+        """For each of `edges` the product that it takes part in."""
+        return self._products[1]
 
     @cached_property
-    def mixing_edges(self) -> tuple[np.ndarray, ...]:
-        """For each part, which edge stands where in its mixing matrix, -1 where none does.
+    def joints(self) -> np.ndarray | None:
+        """The joints to gather for the products; `None` stands for all of them in order.
+
+        Where the aggregation comes first, mixing has gathered them.
+        """
+        if not self.transform_first:
+            return None
+        return _unless_all(self.products[:, 0], self.skeleton.num_joints)
+
+    @cached_property
+    def kernels(self) -> np.ndarray | None:
+        """The kernels to gather for the products; `None` stands for all of them in order."""
+        if self.scheme.per == "graph":
+            return None
+        return _unless_all(self.products[:, 1], PER[self.scheme.per][0](self.skeleton))
+
+    @cached_property
+    def mixing_edges(self) -> np.ndarray:
+        """Which edge stands where in the matrix that mixes, -1 where none does.
 
         `(joints, products)` where the transform comes first, else `(products, joints)`; or
-        `(joints,)`, the diagonal, where each joint takes part in nothing but its own product.
+        `(joints,)`, the diagonal, where each joint takes part in nothing but its own product: a
+        scaling takes half the time.
         """
-        ends = self.skeleton.edges.T
-        matrices = []
-        for edge, rows, product in self.parts:
-            target, source = ends[:, edge]
-            if self.transform_first:
-                where, shape = (target, product), (self.skeleton.num_joints, len(rows))
-            else:
-                where, shape = (product, source), (len(rows), self.skeleton.num_joints)
-            matrix = np.full(shape, -1)
-            matrix[where] = edge
-            joints = np.arange(self.skeleton.num_joints)
-            diagonal = all(np.array_equal(index, joints) for index in where)
-            matrices.append(matrix.diagonal() if diagonal else matrix)
-        return tuple(matrices)
+        target, source = self.skeleton.edges[self.edges].T
+        joints, count = self.skeleton.num_joints, len(self.products)
+        if self.transform_first:
+            where, shape = (target, self.product_of_edge), (joints, count)
+        else:
+            where, shape = (self.product_of_edge, source), (count, joints)
+        matrix = np.full(shape, -1)
+        matrix[where] = self.edges
+        diagonal = all(_unless_all(index, joints) is None for index in where)
+        return matrix.diagonal() if diagonal else matrix
 
     @cached_property
-    def summing(self) -> tuple[np.ndarray | None, ...]:
-        """Aggregating first, for each part the 0/1 matrix that sums a target's products.
+    def summing(self) -> np.ndarray | None:
+        """Aggregating first, the 0/1 matrix that sums a target's products, `(joints, products)`.
 
-        `(joints, products)`; `None` where the part has one product for every joint, in order.
+        `None` where there is one product for every joint, in order.
         """
-        joints = np.arange(self.skeleton.num_joints)
-        return tuple(
-            None
-            if self.transform_first or np.array_equal(rows[:, 0], joints)
-            else (rows[:, 0][None, :] == joints[:, None]).astype(float)
-            for rows in self.products
-        )
+        joints, of = self.skeleton.num_joints, self.products[:, 0]
+        if self.transform_first or _unless_all(of, joints) is None:
+            return None
+        return (of == np.arange(joints)[:, None]).astype(float)
 
     def flops(self, inputs: int, outputs: int) -> int:
         """Floating-point operations of one pose: 2 for each multiply-add, 1 for a plain one."""
-        mixed = outputs if self.transform_first else inputs
-        total = 2 * self.num_products * inputs * outputs
-        for edges in self.mixing_edges:
-            total += (edges.size if edges.ndim == 1 else 2 * edges.size) * mixed
-        total += sum(2 * matrix.size * outputs for matrix in self.summing if matrix is not None)
-        return total + (len(self.products) - 1) * self.skeleton.num_joints * outputs
+        edges, mixed = self.mixing_edges, outputs if self.transform_first else inputs
+        total = 2 * len(self.products) * inputs * outputs
+        total += (edges.size if edges.ndim == 1 else 2 * edges.size) * mixed
+        return total + (0 if self.summing is None else 2 * self.summing.size * outputs)
+
+
+def _unless_all(indices: np.ndarray, count: int) -> np.ndarray | None:
+    return None if np.array_equal(indices, np.arange(count)) else indices
+
+
+@dataclass(frozen=True)
+class Contraction:
+    """How a layer computes a scheme's sum: part by part, so that nothing is concatenated or split.
+
+    Args:
+        parts: one for each part of the neighbourhoods.
+    """
+
+    parts: tuple[PartialSum, ...]
+
+    @property
+    def skeleton(self) -> Skeleton:
+        return self.parts[0].skeleton
+
+    @property
+    def order(self) -> str:
+        """What comes first, such as `"transform first"`; of each part, where they differ."""
+        orders = ["transform" if part.transform_first else "aggregate" for part in self.parts]
+        return f"{', '.join(orders if len({*orders}) > 1 else orders[:1])} first"
+
+    @property
+    def num_products(self) -> int:
+        return sum(len(part.products) for part in self.parts)
+
+    def flops(self, inputs: int, outputs: int) -> int:
+        """Floating-point operations of one pose: 2 for each multiply-add, 1 for a plain one."""
+        additions = (len(self.parts) - 1) * self.skeleton.num_joints * outputs
+        return sum(part.flops(inputs, outputs) for part in self.parts) + additions
 
 
 # The eight schemes of Liu et al., ECCV 2020.

@@ -183,11 +183,12 @@ def product_shapes(
     shapes: list[list[tuple[int, int, int, int]]] = []
     for inputs, outputs in layers:
         shapes.append([])
-        for rows in scheme.contraction(h36m_16, inputs, outputs).products:
+        for part in scheme.contraction(h36m_16, inputs, outputs).parts:
+            count = len(part.products)
             if scheme.per == "graph":  # one kernel for all the joints: one large product
-                shapes[-1].append((1, len(rows) * batch, inputs, outputs))
+                shapes[-1].append((1, count * batch, inputs, outputs))
             else:
-                shapes[-1].append((len(rows), batch, inputs, outputs))
+                shapes[-1].append((count, batch, inputs, outputs))
     return shapes
 
 

@@ -197,11 +197,11 @@ def test_flops_equal_the_products_that_the_layers_do(scheme, monkeypatch):
     for layer in model.layers:
         if layer.name.endswith("_conv"):
             layer(ops.zeros([layer.input_spec.axes.get(axis, 1) for axis in range(3)]))
-    # What is no matrix product: scaling the joints' own part, and adding up the parts.
+    # What is no matrix product: scaling the joints' own part, the first, and adding up the parts.
     others = 0
     for layer in model.layers:
         if layer.name.endswith("_conv"):
             row, channels = layer.scheme, layer.input_spec.axes[layer.layout.index("c")]
-            mixed = layer.units if layer.contraction.transform_first else channels
+            mixed = layer.units if layer.contraction.parts[0].transform_first else channels
             others += 16 * mixed * (len(row.parts) > 1) + 16 * layer.units * (len(row.parts) - 1)
     assert counted + others == count_flops(scheme, 6, blocks=1)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from testing import edge_products
+from testing import edge_products, in_one_order
 
 from keras_wsgcn import SCHEMES, schemes, skeletons
 from keras_wsgcn.budget import count_flops, count_params, solve_channels
@@ -69,10 +69,10 @@ def test_any_tree_with_any_edges_is_a_skeleton(skeleton):
 @given(any_skeleton(), st.sampled_from(list(SCHEMES)))
 def test_every_edge_of_any_skeleton_takes_part_in_one_product(skeleton, name):
     for first in (True, False):
-        contraction = schemes.Contraction(schemes.get(name), skeleton, first)
+        contraction = in_one_order(schemes.get(name), skeleton, first)
         assert len(edge_products(contraction)) == len(skeleton.edges)
         assert set(edge_products(contraction).tolist()) == set(range(contraction.num_products))
-        placed = np.concatenate([matrix.ravel() for matrix in contraction.mixing_edges])
+        placed = np.concatenate([part.mixing_edges.ravel() for part in contraction.parts])
         assert sorted(placed[placed >= 0].tolist()) == list(range(len(skeleton.edges)))
 
 

@@ -7,7 +7,7 @@ pytest.importorskip("matplotlib", reason="the extra `plots` is not installed")
 
 from matplotlib import colors
 from matplotlib.patches import FancyArrowPatch
-from testing import edge_products, read_picture
+from testing import edge_products, in_one_order, read_picture
 
 from keras_wsgcn import SCHEMES, Scheme, Skeleton, skeletons
 from keras_wsgcn.studies.figures import draw_schemes, edge_colours, edge_kernels, joint_positions
@@ -28,11 +28,11 @@ ALL_SCHEMES = [*SCHEMES.values(), OWN]
 @pytest.mark.parametrize("transform_first", [True, False])
 def test_kernels_of_edges_are_those_that_the_layer_uses(scheme, skeleton, transform_first):
     """The layer's own bookkeeping, `Contraction`, is the oracle."""
-    contraction = type(scheme.contraction(skeleton, 2, 2))(scheme, skeleton, transform_first)
+    contraction = in_one_order(scheme, skeleton, transform_first)
     lead = scheme.kernel_lead(skeleton)
     per_part = lead[1] if len(lead) > 1 else 1
     kernel_of_product = np.concatenate(
-        [part * per_part + rows[:, 1] for part, rows in enumerate(contraction.products)]
+        [n * per_part + part.products[:, 1] for n, part in enumerate(contraction.parts)]
     )
     expected = kernel_of_product[edge_products(contraction)]
     np.testing.assert_array_equal(edge_kernels(scheme, skeleton), expected)

@@ -4,10 +4,10 @@ import json
 import numpy as np
 import pytest
 import reference
-from testing import edge_products
+from testing import edge_products, in_one_order
 
 from keras_wsgcn import SCHEMES, InputError, Scheme, Skeleton, schemes
-from keras_wsgcn.schemes import PER, SPLITS, Contraction
+from keras_wsgcn.schemes import PER, SPLITS
 from keras_wsgcn.skeletons import h36m_16
 
 pytestmark = pytest.mark.plain
@@ -30,11 +30,13 @@ def test_rows_are_plain_frozen_data():
 @pytest.mark.parametrize("scheme", [*SCHEMES.values(), OWN], ids=lambda s: s.name)
 @pytest.mark.parametrize("transform_first", [True, False])
 def test_each_edge_takes_part_in_the_product_of_its_kernel(scheme, transform_first):
-    contraction = Contraction(scheme, h36m_16, transform_first)
+    contraction = in_one_order(scheme, h36m_16, transform_first)
     depth = h36m_16.depths
     number = {tuple(edge): n for n, edge in enumerate(h36m_16.edges.tolist())}
     products = [
-        (part, *row) for part, rows in enumerate(contraction.products) for row in rows.tolist()
+        (number, *row)
+        for number, part in enumerate(contraction.parts)
+        for row in part.products.tolist()
     ]
     for edge, product in zip(h36m_16.edges.tolist(), edge_products(contraction), strict=True):
         part, joint, kernel = products[product]
@@ -52,7 +54,7 @@ def test_each_edge_takes_part_in_the_product_of_its_kernel(scheme, transform_fir
     [
         ("full_sharing", 16), ("full_sharing_decoupled", 32), ("pre_agg", 16),
         ("pre_agg_decoupled", 32), ("post_agg", 16), ("post_agg_decoupled", 32),
-        ("conv_style", 42), ("no_sharing", 46),
+        ("conv_style", 38), ("no_sharing", 46),
     ],
 )  # fmt: skip
 def test_the_cheaper_order_is_taken(name, products):
@@ -60,28 +62,38 @@ def test_the_cheaper_order_is_taken(name, products):
 
 
 def test_pre_aggregation_would_cost_46_products_the_other_way():
-    assert Contraction(SCHEMES["pre_agg"], h36m_16, transform_first=False).num_products == 46
-    assert SCHEMES["pre_agg"].contraction(h36m_16, 8, 8).transform_first
-    assert not SCHEMES["post_agg"].contraction(h36m_16, 8, 8).transform_first
+    assert in_one_order(SCHEMES["pre_agg"], h36m_16, transform_first=False).num_products == 46
+    for name, order in (("pre", "transform"), ("post", "aggregate")):
+        for scheme in (f"{name}_agg", f"{name}_agg_decoupled"):
+            assert SCHEMES[scheme].contraction(h36m_16, 8, 8).order == f"{order} first"
+
+
+def test_each_part_takes_its_own_order():
+    """The other way either neighbour's part would need 15, one for each joint but the centre."""
+    contraction = SCHEMES["conv_style"].contraction(h36m_16, 8, 8)
+    assert [len(part.products) for part in contraction.parts] == [16, 11, 11]
+    assert contraction.order == "transform, transform, aggregate first"
+    for first in (True, False):
+        assert in_one_order(SCHEMES["conv_style"], h36m_16, first).num_products == 42
 
 
 def test_mixing_happens_where_the_channels_are_fewer():
     full = SCHEMES["full_sharing"]
-    assert not full.contraction(h36m_16, 2, 128).transform_first
-    assert full.contraction(h36m_16, 128, 3).transform_first
+    assert full.contraction(h36m_16, 2, 128).order == "aggregate first"
+    assert full.contraction(h36m_16, 128, 3).order == "transform first"
 
 
 def test_no_scheme_of_the_paper_leaves_a_kernel_unused():
     for scheme in SCHEMES.values():
-        contraction = Contraction(scheme, h36m_16, transform_first=True)
-        used = {(p, k) for p, rows in enumerate(contraction.products) for k in rows[:, 1].tolist()}
+        parts = in_one_order(scheme, h36m_16, transform_first=True).parts
+        used = {(n, k) for n, part in enumerate(parts) for k in part.products[:, 1].tolist()}
         assert len(used) == scheme.num_kernels(h36m_16)
 
 
 def test_extra_edges_between_joints_of_one_depth_are_same_depth():
     ring = Skeleton("s", ("c", "p", "q"), (-1, 0, 0), extra_edges=[("p", "q")])
     found = SCHEMES["conv_style"].contraction(ring, 4, 4).parts
-    parts = {tuple(ring.edges[e].tolist()): n for n, (own, _, _) in enumerate(found) for e in own}
+    parts = {tuple(ring.edges[e].tolist()): n for n, part in enumerate(found) for e in part.edges}
     assert parts[1, 2] == parts[2, 1] == parts[1, 1] == 0
     assert parts[1, 0] == 1
     assert parts[0, 1] == 2

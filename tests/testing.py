@@ -10,6 +10,8 @@ import numpy as np
 from keras import ops
 from keras.src import testing as keras_testing
 
+from keras_wsgcn.schemes import Contraction, PartialSum
+
 BACKENDS = ("tensorflow", "jax", "torch")
 ROOT = Path(__file__).parent.parent
 
@@ -90,10 +92,16 @@ def read_picture(path):
     return pixels
 
 
+def in_one_order(scheme, skeleton, transform_first: bool) -> Contraction:
+    """A scheme's sum with every part in the same order, be it the cheaper one or not."""
+    parts = range(len(scheme.parts))
+    return Contraction(tuple(PartialSum(scheme, skeleton, n, transform_first) for n in parts))
+
+
 def edge_products(contraction):
     """For each edge of a contraction the number of its product, counted over all parts."""
     found, start = np.full(len(contraction.skeleton.edges), -1), 0
-    for edges, products, product in contraction.parts:
-        found[edges] = start + product
-        start += len(products)
+    for part in contraction.parts:
+        found[part.edges] = start + part.product_of_edge
+        start += len(part.products)
     return found

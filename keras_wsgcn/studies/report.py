@@ -183,7 +183,7 @@ def costs(spec: StudySpec) -> pd.DataFrame:
                 "layer parameters": scheme.num_kernels(skeleton) * c * c,
                 "paper's complexity": f"{len(skeleton.edges)} C²",
                 "products C²": contraction.num_products,
-                "order": "transform first" if contraction.transform_first else "aggregate first",
+                "order": contraction.order,
                 "layer MFLOP": round(contraction.flops(c, c) / 1e6, 3),
                 "model parameters": size["params"],
                 "model MFLOP": size["forward_mflop"],
