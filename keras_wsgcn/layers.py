@@ -23,8 +23,8 @@ class GraphConv(keras.layers.Layer):
         y_i = activation(sum over j of a_ij * x_j @ kernel[k(i, j)] + bias)
 
     where the scheme says which kernel `k` an edge uses. Each part of it runs in the cheaper order:
-    joints are mixed after the matrix products or before them, whichever needs fewer products. Gradients
-    are written out: under JAX there is no forward mode (`jax.jvp`).
+    joints are mixed after the matrix products or before them, whichever needs fewer products.
+    Gradients are written out: under JAX there is no forward mode (`jax.jvp`).
 
     Args:
         units: Integer, channels of the output.
