@@ -120,6 +120,12 @@ class PartialSum:
     the targets; *aggregate first* mixes the sources into each needed (target, kernel) pair and
     multiplies these. The matrix that mixes holds affinities and is dense: it has few rows, and a
     dense product takes less time, backwards above all, than gathering and adding edge by edge.
+
+    Args:
+        scheme: whose sum it is.
+        skeleton: over whose edges.
+        part: number of the part, as in `scheme.parts`.
+        transform_first: the order.
     """
 
     scheme: Scheme
