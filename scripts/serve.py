@@ -20,7 +20,14 @@ from predict import find_model
 from keras_wsgcn.errors import InputError
 from keras_wsgcn.exporting import export
 from keras_wsgcn.serving import docker_command, served_models, write_config
-from keras_wsgcn.serving.config import GRPC_PORT, IMAGE, REST_PORT, check_name, check_ports
+from keras_wsgcn.serving.config import (
+    GRPC_PORT,
+    IMAGE,
+    REST_PORT,
+    check_name,
+    check_ports,
+    models_in,
+)
 from keras_wsgcn.serving.stand_in import StandIn
 
 
@@ -68,6 +75,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     name = None
     if options.model:
         name = check_name(options.name or name_of(Path(options.model)))
+        models_in(options.folder)  # whose names are in the configuration, too
         print(describe(export(find_model(options.model), options.folder / name)))
     config = write_config(options.folder)
     models = served_models(options.folder)

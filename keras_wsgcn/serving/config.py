@@ -30,16 +30,23 @@ def served_models(folder: str | os.PathLike) -> dict[str, list[int]]:
     Raises:
         InputError: if there is none, or a name would not do in an address.
     """
-    found = {path.name: versions(path) for path in sorted(Path(folder).glob("*"))}
-    found = {name: numbers for name, numbers in found.items() if numbers}
+    found = models_in(folder)
     if not found:
         raise InputError(
             "`folder` must hold models as `NAME/VERSION/saved_model.pb`. "
             f"Received: folder={str(folder)!r}"
         )
-    for name in found:
-        check_name(name)
     return found
+
+
+def models_in(folder: str | os.PathLike) -> dict[str, list[int]]:
+    """As `served_models`, of a folder that may still be empty, or not there.
+
+    Raises:
+        InputError: if a name would not do in an address.
+    """
+    found = {path.name: versions(path) for path in sorted(Path(folder).glob("*"))}
+    return {check_name(name): numbers for name, numbers in found.items() if numbers}
 
 
 def check_name(name: str) -> str:
