@@ -1,6 +1,7 @@
 """Clients against the stand-in for TensorFlow Serving, its statuses, and the configuration."""
 
 import json
+import os
 import shlex
 import socket
 import urllib.error
@@ -16,7 +17,9 @@ import serve as serve_command
 from predict import find_model
 from test_export import randomise
 
-from keras_wsgcn import InputError, build_model, export, save_model
+from keras_wsgcn import InputError, Skeleton, build_model, export, save_model
+from keras_wsgcn.exporting import exports
+from keras_wsgcn.exporting.formats import METADATA_FILE
 from keras_wsgcn.serving import ServingError, connect, docker_command, served_models, write_config
 from keras_wsgcn.serving.client import Client
 
@@ -222,6 +225,31 @@ def test_a_new_version_is_served_when_it_is_there(model, tmp_path, pixels):
         np.testing.assert_allclose(client.lift(pixels, SIZE), local(model, pixels), atol=1e-5)
         assert export(other, folder).path.name == "6"
         np.testing.assert_allclose(client.lift(pixels, SIZE), local(other, pixels), atol=1e-5)
+
+
+def arm(*joint_names, scheme="post_agg", parents=(-1, 0, 1)):
+    skeleton = Skeleton("arm", joint_names, parents)
+    return build_model(scheme, channels=4, blocks=0, skeleton=skeleton)
+
+
+def test_the_next_version_has_the_joints_of_the_one_before(tmp_path, monkeypatch):
+    folder = tmp_path / "lifter"
+    names = ("shoulder", "elbow", "wrist")
+    export(arm(*names), folder)
+    assert export(arm(*names, scheme="pre_agg"), folder).path == folder / "2"
+    monkeypatch.setattr(exports, "_write", None)  # which is the work
+    for model in (
+        arm("elbow", "shoulder", "wrist"),
+        arm(*names, parents=(1, 2, -1)),  # relative to another root
+        build_model("post_agg", channels=4, blocks=0),
+    ):
+        with pytest.raises(InputError, match=r"`path` must be another folder.*version 2 there has"):
+            export(model, folder)
+    assert sorted(os.listdir(folder)) == ["1", "2"]
+    for foreign in ("none", "{}", '{"skeleton": "other"}'):  # nothing is known of its joints
+        (folder / "2" / METADATA_FILE).write_text(foreign)
+        with pytest.raises(TypeError, match="not callable"):  # on to the writing
+            export(model, folder)
 
 
 @pytest.mark.parametrize("protocol", ["rest", "grpc"])

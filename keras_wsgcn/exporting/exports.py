@@ -18,15 +18,22 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_wsgcn import metrics
+from keras_wsgcn import metrics, skeletons
 from keras_wsgcn.data.poses import PoseDataset
 from keras_wsgcn.errors import Failure, InputError, check_choice, check_instance
 from keras_wsgcn.exporting.folding import inference_model
-from keras_wsgcn.exporting.formats import FORMATS, SIGNATURES, check_packages, format_of
+from keras_wsgcn.exporting.formats import (
+    FORMATS,
+    METADATA_FILE,
+    SIGNATURES,
+    check_packages,
+    format_of,
+)
 from keras_wsgcn.files import sync_folder
 from keras_wsgcn.models import describe
 from keras_wsgcn.prediction import check_joints, check_single, predict, root_aligned
 from keras_wsgcn.saving import load_model, save_model
+from keras_wsgcn.skeletons import Skeleton
 
 TOLERANCE_M = 1e-5
 PARITY_BATCHES = (1, 7, 64)
@@ -78,8 +85,9 @@ def export(
     kernels (`inference_model`), and a model of mixed precision is exported in float32.
 
     A SavedModel is a folder for TensorFlow Serving: `path` is `.../NAME`, and the model appears as
-    `NAME/VERSION/`, the next number, only when it is complete; no version is ever replaced. In it
-    are warm-up requests, and only operators that stock TensorFlow has.
+    `NAME/VERSION/`, the next number, only when it is complete; no version is ever replaced, nor
+    followed by one with other joints. In it are warm-up requests, and only operators that stock
+    TensorFlow has.
 
     Args:
         model: a lifting model, or the `.keras` file of one.
@@ -106,7 +114,7 @@ def export(
     check_packages(format)
     if isinstance(model, str | os.PathLike):
         model = load_model(model, compile=False)
-    describe(model)  # refuses what is no lifting model
+    skeleton = skeletons.get(describe(model)["skeleton"])  # refuses what is no lifting model
     check_single(model)
     shape = tuple(getattr(model, "input_shape", ()))
     if len(shape) != 3 or None in shape[1:] or shape[2] != 2:
@@ -114,6 +122,8 @@ def export(
             "`model` must be built, functional or sequential, with the input (batch, joints, 2). "
             f"Received: {type(model).__name__} with input_shape={shape}"
         )
+    if format == "savedmodel":
+        _check_successor(path, skeleton)
     inputs = _random_inputs(model.input_shape[1], chosen)
     if data is not None:
         check_joints(model, "data", data.skeleton)
@@ -177,6 +187,25 @@ def _checked_options(
     if data is not None:
         check_instance("data", data, PoseDataset, "such as the `test` poses of splits")
     return tuple(SIGNATURES) if form.all_signatures else (signature or "serve",)
+
+
+def _check_successor(path: Path, skeleton: Skeleton) -> None:
+    """Refuses other joints than those of the version that is served now: clients know its own."""
+    cards = [card for card in path.glob(f"*/{METADATA_FILE}") if card.parts[-3].isdecimal()]
+    if not cards:
+        return
+    served = max(cards, key=lambda card: int(card.parts[-3]))
+    try:
+        before = skeletons.get(json.loads(served.read_text(encoding="utf-8"))["skeleton"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return  # somebody else's: nothing is known of its joints
+    if (before.joint_names, before.root) != (skeleton.joint_names, skeleton.root):
+        raise InputError(
+            f"`path` must be another folder, which for serve.py is another --name: version "
+            f"{served.parts[-3]} there has the {before.num_joints} joints of {before.name!r}, and "
+            f"the model the {skeleton.num_joints} of {skeleton.name!r}. "
+            f"Received: path={str(path)!r}"
+        )
 
 
 def _random_inputs(joints: int, signatures: tuple[str, ...]) -> dict[str, dict[str, np.ndarray]]:

@@ -16,6 +16,7 @@ from keras_wsgcn.errors import InputError, check_choice, check_integer
 
 # What a signature takes; each gives `pose3d` (batch, joints, 3).
 SIGNATURES = {"serve": ("pose2d",), "serve_pixels": ("pixels", "image_size")}
+METADATA_FILE = "assets.extra/keras_wsgcn.json"  # of a SavedModel
 
 Predictor = Callable[..., np.ndarray]
 # Of each input; None where any size goes, as a batch's.

@@ -13,10 +13,9 @@ import keras
 import numpy as np
 
 from keras_wsgcn.exporting.folding import inference_model
-from keras_wsgcn.exporting.formats import FORMATS, SIGNATURES, open_exported
+from keras_wsgcn.exporting.formats import FORMATS, METADATA_FILE, SIGNATURES, open_exported
 from keras_wsgcn.saving import load_model
 
-METADATA_FILE = "assets.extra/keras_wsgcn.json"
 WARMUP_FILE = "assets.extra/tf_serving_warmup_requests"
 _WARMUP_BATCHES = (1, 64)
 _ONNX_OPSET = 18
