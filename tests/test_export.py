@@ -188,8 +188,12 @@ def test_openvino_knows_what_is_no_number(model, pose2d, tmp_path):
 
 @written_once
 def test_onnx_can_hold_the_signature_for_pixels(model, pose2d, tmp_path):
+    import onnx
+
     done = export(model, tmp_path / "lifter.onnx", signature="serve_pixels")
     assert done.signatures == ("serve_pixels",)
+    properties = onnx.load(done.path).metadata_props
+    check_card(json.loads(next(p.value for p in properties if p.key == "keras_wsgcn")))
     pixels = ((pose2d * 640 + [640, 480]) / 2).astype("float32")
     got = open_exported(done.path)(pixels=pixels, image_size=np.float32([[640, 480]] * 5))
     np.testing.assert_allclose(got, model.predict(pose2d, verbose=0), atol=1e-5)
@@ -279,6 +283,15 @@ def test_versions_count_up_and_are_never_replaced(model, tmp_path):
     assert not list((folder / "7").iterdir())
 
 
+def check_card(card):
+    """All that a client must know: shapes and units, joints in their order, root."""
+    assert tuple(card["joint_names"]) == skeletons.h36m_16.joint_names
+    assert card["root"] == "pelvis"
+    assert set(card["inputs"]) == {"pose2d", "pixels", "image_size"}
+    assert card["inputs"]["pose2d"].startswith("(batch, 16, 2), pixels / width * 2 -")
+    assert card["outputs"]["pose3d"].startswith("(batch, 16, 3), metres, camera frame")
+
+
 @written_once
 def test_a_saved_model_holds_signatures_metadata_and_warm_up(model, tmp_path):
     import tensorflow as tf
@@ -293,6 +306,7 @@ def test_a_saved_model_holds_signatures_metadata_and_warm_up(model, tmp_path):
     assert outputs["pose3d"].shape.as_list() == [None, 16, 3]
     metadata = json.loads((folder / writers.METADATA_FILE).read_text())
     assert metadata["scheme"] == "pre_agg_decoupled"
+    check_card(metadata)
     seen = set()
     for record in tf.data.TFRecordDataset(str(folder / writers.WARMUP_FILE)):
         log = prediction_log_pb2.PredictionLog.FromString(record.numpy())

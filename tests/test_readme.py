@@ -4,14 +4,24 @@ import re
 from pathlib import Path
 
 import cli
+import numpy as np
 import pytest
 import update_readme
 from mocap_files import JOINTS, bvh_text
 
 from keras_wsgcn.data.archive import load_archive
+from keras_wsgcn import serving
+from keras_wsgcn.serving.client import Client
 from keras_wsgcn.studies import load_spec
 
 README = Path(__file__).parent.parent / "README.md"
+
+
+class Server:
+    """In place of one; `test_serving.py` has the clients and the stand-in."""
+
+    joints = staticmethod(lambda: 16)
+    predict = staticmethod(lambda inputs: np.ones((*inputs["pixels"].shape[:2], 3), np.float32))
 
 
 def test_every_python_example_runs(tmp_path, monkeypatch):
@@ -23,12 +33,14 @@ def test_every_python_example_runs(tmp_path, monkeypatch):
     }
     (tmp_path / "recordings").mkdir()
     (tmp_path / "recordings" / "08_01.bvh").write_text(bvh_text(*[{}] * 161, joints=centimetres))
+    monkeypatch.setattr(serving, "connect", lambda server, name: Client(Server()))
     names = {}
     for example in examples:
         exec(compile(example, "README.md", "exec"), names)
     assert (tmp_path / "runs" / "readme" / "model.keras").exists()
     assert [motion.key for motion in load_archive("from_bvh.npz").motions] == ["S008/Unknown/08_01"]
     assert names["model"].input_shape == (None, 4, 2)
+    assert names["pose3d"].shape == (2, 16, 3)
 
 
 @pytest.mark.plain

@@ -12,9 +12,11 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_wsgcn import skeletons
 from keras_wsgcn.exporting.folding import inference_model
 from keras_wsgcn.exporting.formats import FORMATS, METADATA_FILE, SIGNATURES, open_exported
-from keras_wsgcn.saving import load_model
+from keras_wsgcn.models import describe
+from keras_wsgcn.saving import NORMALISATION, load_model
 
 WARMUP_FILE = "assets.extra/tf_serving_warmup_requests"
 _WARMUP_BATCHES = (1, 64)
@@ -73,10 +75,30 @@ def signatures(model: keras.Model) -> dict[str, tuple[Callable, list]]:
     }
 
 
+def card(model: keras.Model) -> dict[str, Any]:
+    """The metadata of a model, with what a client must know: joints in order, shapes, units."""
+    skeleton = skeletons.get(describe(model)["skeleton"])
+    poses = f"(batch, {skeleton.num_joints}, "
+    return {
+        **model.metadata,
+        "joint_names": skeleton.joint_names,
+        "root": skeleton.joint_names[skeleton.root],
+        "inputs": {
+            "pose2d": f"{poses}2), {NORMALISATION['pose2d']}",
+            "pixels": f"{poses}2), pixels, x to the right and y down",
+            "image_size": "(batch, 2), width and height in pixels",
+        },
+        "outputs": {
+            "pose3d": f"{poses}3), metres, camera frame (x right, y down, z away), relative to the "
+            "root, which is predicted too: subtract it",
+        },
+    }
+
+
 def write_savedmodel(model: keras.Model, target: Path, job: dict[str, Any]) -> None:
     _write_archive(model, target)
     (target / "assets.extra").mkdir()
-    (target / METADATA_FILE).write_text(json.dumps(model.metadata, indent=2), encoding="utf-8")
+    (target / METADATA_FILE).write_text(json.dumps(card(model), indent=2), encoding="utf-8")
     _write_warmup(target / WARMUP_FILE, job["inputs"], job["name"])
     if foreign := operators(target) - STOCK_OPERATORS:
         raise RuntimeError(f"the graph has operators that a server may lack: {sorted(foreign)}")
@@ -132,7 +154,7 @@ def write_onnx(model: keras.Model, target: Path, job: dict[str, Any]) -> None:
     graph, _ = tf2onnx.convert.from_function(
         tf.function(function, input_signature=specs), specs, opset=_ONNX_OPSET
     )
-    onnx.helper.set_model_props(graph, {"keras_wsgcn": json.dumps(model.metadata)})
+    onnx.helper.set_model_props(graph, {"keras_wsgcn": json.dumps(card(model))})
     onnx.checker.check_model(graph)
     onnx.save(graph, str(target))
 
