@@ -69,12 +69,12 @@ def learned_mixing_matrices(contraction: Contraction, logits) -> list:
     edge_at[target, source] = np.arange(len(target))
     # Beside the edges stands a logit so low that its weight is an exact zero.
     outside = ops.full((1,), -1e9, dtype=logits.dtype)
-    affinity = ops.softmax(ops.take(ops.concatenate([logits, outside]), edge_at), axis=-1)
-    weights = ops.take(ops.reshape(affinity, (-1,)), target * skeleton.num_joints + source)
+    affinity = ops.softmax(_take(ops.concatenate([logits, outside]), edge_at), axis=-1)
+    weights = _take(ops.reshape(affinity, (-1,)), target * skeleton.num_joints + source)
     weights = ops.concatenate([weights, ops.zeros((1,), dtype=weights.dtype)])
     # So counted, -1 is the last.
     edges = [part.mixing_edges % (len(target) + 1) for part in contraction.parts]
-    return [ops.take(weights, of_part) for of_part in edges]
+    return [_take(weights, of_part) for of_part in edges]
 
 
 def mix_joints(matrix, x):
@@ -225,7 +225,14 @@ def _gather(x, indices: np.ndarray, rows: int):
     is a scatter, which a GPU adds in any order (PyTorch: no two runs alike) or, made to keep to
     one, slowly (JAX, H100: 6.3 instead of 1.1 ms for a whole step of `no_sharing`).
     """
-    summing = (indices == np.arange(rows)[:, None]).astype(float)
+    return _gatherer(tuple(indices), rows)(x)
+
+
+# Kept, for to PyTorch's tracer another function would be another graph.
+@functools.lru_cache(maxsize=64)
+def _gatherer(indices: tuple[int, ...], rows: int):
+    chosen = np.array(indices)
+    summing = (chosen == np.arange(rows)[:, None]).astype(float)
 
     @ops.custom_gradient
     def gather(x):
@@ -234,6 +241,18 @@ def _gather(x, indices: np.ndarray, rows: int):
                 (upstream,) = args
             return mix_joints(ops.convert_to_tensor(summing, upstream.dtype), upstream)
 
-        return ops.take(x, indices, axis=0), gradient
+        return _take(x, chosen), gradient
 
-    return gather(x)
+    return gather
+
+
+def _take(x, indices: np.ndarray):
+    """`x[indices]`.
+
+    Under torch from two axes: from any other number Keras takes by an operator that the converters
+    to ONNX and OpenVINO do not know (`model.export`).
+    """
+    if keras.backend.backend() != "torch":
+        return ops.take(x, indices, axis=0)
+    taken = ops.take(ops.reshape(x, (x.shape[0], -1)), indices, axis=0)
+    return ops.reshape(taken, (*indices.shape, *x.shape[1:]))

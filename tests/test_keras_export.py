@@ -1,0 +1,69 @@
+"""Keras's own `model.export`, of any scheme: the files predict what the model does."""
+
+import keras
+import numpy as np
+import pytest
+from test_export import randomise
+
+from keras_wsgcn import SCHEMES, build_model
+
+BACKEND = keras.backend.backend()
+# What Keras writes under a backend with this project's packages: one format of all schemes, the
+# others of one that gathers both joints and kernels.
+FORMATS = {
+    "tensorflow": ("tf_saved_model", "onnx", "openvino"),
+    "jax": ("tf_saved_model",),
+    "torch": ("onnx", "openvino"),
+}[BACKEND]
+
+
+def open_onnx(path):
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    return lambda pose2d: session.run(None, {name: pose2d})[0]
+
+
+def open_openvino(path):
+    import openvino
+
+    settings = {"INFERENCE_PRECISION_HINT": "f32"}
+    compiled = openvino.Core().compile_model(path, "CPU", settings)
+    return lambda pose2d: compiled(pose2d)[0]
+
+
+def open_savedmodel(path):
+    import tensorflow as tf
+
+    loaded = tf.saved_model.load(path)
+    return lambda pose2d: loaded.serve(pose2d).numpy()
+
+
+SUFFIX_AND_OPEN = {
+    "tf_saved_model": ("", open_savedmodel),
+    "onnx": (".onnx", open_onnx),
+    "openvino": (".xml", open_openvino),
+}
+
+
+@pytest.mark.parametrize("affinity", ["fixed", "learned"])
+@pytest.mark.parametrize(
+    ("format", "scheme"),
+    [
+        *((FORMATS[0], scheme) for scheme in SCHEMES),
+        *((format, "no_sharing") for format in FORMATS[1:]),
+    ],
+)
+def test_keras_exports_every_scheme(format, scheme, affinity, rng, tmp_path):
+    size = {"channels": 4, "blocks": 0, "non_local": scheme == "no_sharing"}
+    model = randomise(build_model(scheme, affinity=affinity, **size), rng)
+    pose2d = rng.uniform(-1, 1, (5, 16, 2)).astype("float32")
+    expected = keras.ops.convert_to_numpy(model(pose2d))  # called: to ONNX Keras wants that
+    suffix, opened = SUFFIX_AND_OPEN[format]
+    path = str(tmp_path / f"lifter{suffix}")
+    model.export(path, format=format, verbose=False)
+    lift = opened(path)
+    assert expected.std() > 0.01
+    for batch in (5, 1):
+        np.testing.assert_allclose(lift(pose2d[:batch]), expected[:batch], atol=1e-5)
