@@ -9,8 +9,8 @@ import pytest
 import update_readme
 from mocap_files import JOINTS, bvh_text
 
-from keras_wsgcn.data.archive import load_archive
 from keras_wsgcn import serving
+from keras_wsgcn.data.archive import load_archive
 from keras_wsgcn.serving.client import Client
 from keras_wsgcn.studies import load_spec
 
