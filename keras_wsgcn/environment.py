@@ -63,5 +63,6 @@ def _device() -> str:
     if keras.backend.backend() == "torch":
         import torch
 
-        return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+        device = keras.ops.convert_to_tensor(0.0).device  # where Keras computes, be there a GPU
+        return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     return ", ".join(keras.distribution.list_devices())
