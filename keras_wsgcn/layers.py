@@ -189,13 +189,14 @@ class GraphConv(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable(package="keras_wsgcn")
 class BatchNormalization(keras.layers.BatchNormalization):
-    """Keras's batch normalisation; of three axes, under torch and JAX, by fewer passes."""
+    """Keras's batch normalisation; of three axes by fewer passes."""
 
     def call(self, inputs, training=None, mask=None):
         layout = {1: "jcb", 2: "jbc", -1: "jbc"}.get(self.axis)
         usual = (
-            keras.backend.backend() in ("jax", "torch")
-            and len(inputs.shape) == 3
+            len(inputs.shape) == 3
+            # A step of TensorFlow's with the channels last takes 0.96 of the time by Keras's own.
+            and (layout == "jcb" or keras.backend.backend() != "tensorflow")
             and self.variable_dtype == "float32"
             and self.center
             and self.scale
