@@ -84,6 +84,28 @@ def graph_conv(scheme, x, kernel, bias, near, centre, affinity):
     return y
 
 
+def lifter(scheme, weights, x, near, centre):
+    """A whole model: an input layer, blocks of two layers with a residual connection, an output.
+
+    `weights` are by name of the Keras layer, in Keras's order; `x` is (batch, joints, 2).
+    """
+    affinity = fixed_affinity(near)
+
+    def conv(x, name):
+        kernel, bias = weights[f"{name}_conv"]
+        return graph_conv(scheme, x, kernel, bias, near, centre, affinity)
+
+    def layer(x, name):
+        scale, offset, mean, variance = weights[f"{name}_norm"]
+        return np.maximum((conv(x, name) - mean) / np.sqrt(variance + 1e-5) * scale + offset, 0)
+
+    x, block = layer(x, "input"), 1
+    while f"block{block}_layer1_conv" in weights:
+        x = x + layer(layer(x, f"block{block}_layer1"), f"block{block}_layer2")
+        block += 1
+    return conv(x, "output")
+
+
 def graph_conv_gradients(scheme, x, kernel, near, centre, affinity, upstream, learned):
     """Gradients of sum(y * upstream) for x, kernel, bias and, if learned, the logits (by edge)."""
     depth = depths(near, centre)

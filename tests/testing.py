@@ -7,10 +7,12 @@ from pathlib import Path
 
 import keras
 import numpy as np
+import reference
 from keras import ops
 from keras.src import testing as keras_testing
 
 from keras_wsgcn.schemes import Contraction, PartialSum
+from keras_wsgcn.skeletons import h36m_16
 
 BACKENDS = ("tensorflow", "jax", "torch")
 ROOT = Path(__file__).parent.parent
@@ -67,6 +69,17 @@ def value_and_gradients(layer, x: np.ndarray, upstream: np.ndarray, **options):
         by_x, *by_weight = torch.autograd.grad(loss, [x, *weights])
     numpy = {name: ops.convert_to_numpy(g) for name, g in zip(names, by_weight, strict=True)}
     return ops.convert_to_numpy(y), ops.convert_to_numpy(by_x), numpy
+
+
+def lift_by_oracle(model, pose2d: np.ndarray) -> np.ndarray:
+    """What a model of the 16 joints predicts, edge by edge in float64."""
+    near = reference.neighbours(h36m_16.num_joints, h36m_16.bones)
+    weights = {
+        layer.name: [weight.astype("float64") for weight in layer.get_weights()]
+        for layer in model.layers
+    }
+    x = pose2d.astype("float64")
+    return reference.lifter(model.metadata["scheme"], weights, x, near, h36m_16.centre)
 
 
 def run_python(code: str, *arguments: str, backend: str, limit: float = 300) -> str:
