@@ -1,6 +1,7 @@
-"""Fixtures that several test files share, and what JAX compiles for them."""
+"""Fixtures that several test files share, what JAX compiles for them, and a closed network."""
 
 import os
+import sys
 import tempfile
 from pathlib import Path
 
@@ -13,6 +14,34 @@ _compiled = tempfile.TemporaryDirectory(prefix="jax-", ignore_cleanup_errors=Tru
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", _compiled.name)
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+
+
+# Names looked up, and addresses, that are not of this machine. No test may ask for any.
+_asked = []
+
+
+def _refuse_network(event, arguments):
+    if event in ("socket.connect", "socket.sendto"):
+        address = arguments[1]
+    elif event in ("socket.getaddrinfo", "socket.gethostbyname"):
+        address = arguments[:1]
+    else:
+        return
+    local = (None, "", "localhost", "127.0.0.1", "0.0.0.0", "::", "::1")
+    if isinstance(address, tuple) and address[0] not in local:  # others are paths of this machine
+        _asked.append((event, address))
+        raise PermissionError(f"a test asked the network: {event} {address}")
+
+
+sys.addaudithook(_refuse_network)
+
+
+@pytest.fixture(autouse=True)
+def asked():
+    """What a test asks the network; that it was refused may have been caught and forgotten."""
+    yield _asked
+    found, _asked[:] = list(_asked), []
+    assert not found
 
 
 def pytest_collection_modifyitems(config, items):
