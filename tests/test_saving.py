@@ -4,16 +4,19 @@ import zipfile
 import keras
 import numpy as np
 import pytest
-from testing import BACKENDS, run_python
+from testing import BACKENDS, start_python
 
 from keras_wsgcn import InputError, Scheme, Skeleton, build_model, load_model, save_model
 from keras_wsgcn.saving import dtype_policy, read_metadata, restore_model
 
-# Each backend saves a trained model, with what it predicts and what its optimiser holds ...
-SAVES = """
+# Each backend saves a trained model, with what it predicts and what its optimiser holds. Once all
+# have, it reads those of all, by our door and by Keras's, and trains on: one of another that our
+# door has read, or all.
+SAVES_AND_READS = """
 import sys, numpy as np, keras, keras_wsgcn
 from keras import ops
-folder, backend = sys.argv[1], keras.backend.backend()
+folder, trained, *backends = sys.argv[1:]
+backend = keras.backend.backend()
 keras.utils.set_random_seed(0)
 size = dict(budget=20_000, blocks=1, non_local=True, affinity="learned", dropout=0.1)
 model = keras_wsgcn.build_model("conv_style", **size)
@@ -26,15 +29,8 @@ model.fit(x, np.zeros((5, 16, 3)), epochs=2, verbose=0)
 keras_wsgcn.save_model(model, f"{folder}/{backend}.keras")
 state = map(ops.convert_to_numpy, model.optimizer.variables)
 np.savez(f"{folder}/{backend}.npz", model.predict(x, verbose=0), *state)
-"""
-# ... and reads those of all, by our door and by Keras's, and trains on: one of another that our
-# door has read, or all.
-READS = """
-import sys, numpy as np, keras, keras_wsgcn
-from keras import ops
-folder, trained, *backends = sys.argv[1:]
-reader = backends.index(keras.backend.backend())
-x = np.load(f"{folder}/x.npy")
+print("saved", flush=True)
+input()
 for number, saver in enumerate(backends):
     with np.load(f"{folder}/{saver}.npz") as found:
         predicted, *state = found.values()
@@ -44,8 +40,8 @@ for number, saver in enumerate(backends):
         np.testing.assert_allclose(model.predict(x, verbose=0), predicted, atol=1e-5)
         for variable, value in zip(model.optimizer.variables, state, strict=True):
             np.testing.assert_array_equal(ops.convert_to_numpy(variable), value)
-        another = number == (reader + 1) % len(backends) and load is keras_wsgcn.load_model
-        if trained == "all" or another:
+        another = number == (backends.index(backend) + 1) % len(backends)
+        if trained == "all" or (another and load is keras_wsgcn.load_model):
             model.fit(x, np.zeros((5, 16, 3)), verbose=0)
             assert int(model.optimizer.iterations) == 3
 print("read", number + 1)
@@ -67,10 +63,15 @@ def model(rng):
 @pytest.mark.parametrize("trained", ["one", pytest.param("all", marks=pytest.mark.slow)])
 def test_a_file_goes_on_the_same_on_every_backend(trained, rng, tmp_path):
     np.save(tmp_path / "x.npy", rng.uniform(-1, 1, (5, 16, 2)).astype("float32"))
-    for saver in BACKENDS:
-        run_python(SAVES, str(tmp_path), backend=saver)
-    for reader in BACKENDS:
-        assert "read 3" in run_python(READS, str(tmp_path), trained, *BACKENDS, backend=reader)
+    started = [
+        start_python(SAVES_AND_READS, str(tmp_path), trained, *BACKENDS, backend=backend)
+        for backend in BACKENDS
+    ]
+    for process in started:
+        assert process.stdout.readline() == "saved\n", process.communicate()
+    for process in started:
+        printed, errors = process.communicate("all have\n", timeout=300)
+        assert printed == "read 3\n", errors[-3000:]
 
 
 def test_metadata_travels_inside(model, tmp_path):

@@ -84,13 +84,21 @@ def lift_by_oracle(model, pose2d: np.ndarray) -> np.ndarray:
 
 def run_python(code: str, *arguments: str, backend: str, limit: float = 300) -> str:
     """Runs Python code in a process of its own under a backend; returns what it printed."""
+    process = start_python(code, *arguments, backend=backend)
+    try:
+        printed, errors = process.communicate(timeout=limit)
+    finally:
+        process.kill()
+    assert process.returncode == 0, errors[-3000:]
+    return printed
+
+
+def start_python(code: str, *arguments: str, backend: str) -> subprocess.Popen:
+    """Python code in a process of its own under a backend."""
     environment = {**os.environ, "KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3"}
-    done = subprocess.run(
-        [sys.executable, "-c", code, *arguments],
-        env=environment, cwd=ROOT, capture_output=True, text=True, timeout=limit,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    command = [sys.executable, "-c", code, *arguments]
+    return subprocess.Popen(command, env=environment, cwd=ROOT, text=True, **pipes)
 
 
 def read_picture(path):
