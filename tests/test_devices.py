@@ -57,7 +57,7 @@ with data_parallel(2, 64):
 
 @pytest.mark.skipif(BACKEND == "torch", reason="Keras cannot spread a batch under torch")
 def test_two_devices_train_as_one_does(tmp_path):
-    config = {"channels": 6, "blocks": 1, "epochs": 2, "batch_size": 64, "clip_norm": None}
+    config = {"channels": 6, "blocks": 0, "epochs": 2, "batch_size": 64, "clip_norm": None}
     said = run_python(TWO_DEVICES, json.dumps(config), str(tmp_path), backend=BACKEND)
     assert "`batch_size` must be a multiple of 2, the devices of the distribution" in said
     one, two, killed = (

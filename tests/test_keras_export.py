@@ -9,12 +9,14 @@ from keras_wsgcn import SCHEMES, build_model
 
 BACKEND = keras.backend.backend()
 # What Keras writes under a backend with this project's packages: the first of all schemes, each of
-# one that gathers joints, and takes its affinities from logits.
+# one that gathers joints, and takes its affinities from logits. A graph of TensorFlow's is what our
+# own exports of all schemes are made of: there three do.
 FORMATS = {
     "tensorflow": ("tf_saved_model", "onnx", "openvino"),
     "jax": ("tf_saved_model",),
     "torch": ("onnx", "openvino"),
 }[BACKEND]
+OF_FIRST = SCHEMES if BACKEND != "tensorflow" else ("full_sharing", "pre_agg", "conv_style")
 
 
 def open_onnx(path):
@@ -50,7 +52,7 @@ SUFFIX_AND_OPEN = {
 @pytest.mark.parametrize(
     ("format", "scheme", "affinity"),
     [
-        *((FORMATS[0], scheme, "fixed") for scheme in SCHEMES),
+        *((FORMATS[0], scheme, "fixed") for scheme in OF_FIRST),
         *((format, "no_sharing", "learned") for format in FORMATS),
     ],
 )
