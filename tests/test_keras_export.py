@@ -9,14 +9,12 @@ from keras_wsgcn import SCHEMES, build_model
 
 BACKEND = keras.backend.backend()
 # What Keras writes under a backend with this project's packages: the first of all schemes, each of
-# one that gathers joints, and takes its affinities from logits. A graph of TensorFlow's is what our
-# own exports of all schemes are made of: there three do.
+# one that gathers joints, and takes its affinities from logits.
 FORMATS = {
     "tensorflow": ("tf_saved_model", "onnx", "openvino"),
     "jax": ("tf_saved_model",),
     "torch": ("onnx", "openvino"),
 }[BACKEND]
-OF_FIRST = SCHEMES if BACKEND != "tensorflow" else ("full_sharing", "pre_agg", "conv_style")
 
 
 def open_onnx(path):
@@ -52,7 +50,7 @@ SUFFIX_AND_OPEN = {
 @pytest.mark.parametrize(
     ("format", "scheme", "affinity"),
     [
-        *((FORMATS[0], scheme, "fixed") for scheme in OF_FIRST),
+        *((FORMATS[0], scheme, "fixed") for scheme in SCHEMES),
         *((format, "no_sharing", "learned") for format in FORMATS),
     ],
 )
