@@ -290,15 +290,21 @@ def test_ports_differ_and_are_free_before_a_model_is_exported(tmp_path, capsys):
     assert f"`rest_port` must be free. Received: rest_port={port}" in capsys.readouterr().err
 
 
-def test_names_of_other_models_are_looked_at_before_a_model_is_exported(tmp_path, capsys):
-    other = tmp_path / "my model" / "1"
-    other.mkdir(parents=True)
-    (other / "saved_model.pb").touch()
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("my model/1/saved_model.pb", "Received: name='my model'"),
+        ("models.config/any", "`folder` must hold no folder 'models.config'"),
+    ],
+)
+def test_the_folder_is_looked_at_before_a_model_is_exported(path, message, tmp_path, capsys):
+    (tmp_path / path).parent.mkdir(parents=True)
+    (tmp_path / path).touch()
     save_model(build_model("pre_agg", channels=4, blocks=0), tmp_path / "mine.keras")
     assert (
         cli.run(serve_command.main, [str(tmp_path / "mine.keras"), "--folder", str(tmp_path)]) == 2
     )
-    assert "Received: name='my model'" in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert not (tmp_path / "mine").exists()
 
 

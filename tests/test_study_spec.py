@@ -240,7 +240,8 @@ def test_own_schemes_are_told_by_their_names(tmp_path):
 
 def test_a_missing_spec_names_those_that_are_there(tmp_path):
     write(tmp_path, FIXED)
-    with pytest.raises(InputError, match=r"`spec` must be a TOML file, such as .*mine\.toml"):
+    (tmp_path / "pyproject.toml").touch()
+    with pytest.raises(InputError, match=r"TOML file, such as \[[^\[]*mine\.toml'(?!.*pyproject)"):
         load_spec(tmp_path / "other.toml")
 
 

@@ -43,8 +43,11 @@ def models_in(folder: str | os.PathLike) -> dict[str, list[int]]:
     """As `served_models`, of a folder that may still be empty, or not there.
 
     Raises:
-        InputError: if a name would not do in an address.
+        InputError: if a name would not do in an address, or there is a folder where the list of
+            models goes, as docker makes where it shall mount a file that is not there.
     """
+    if (path := Path(folder) / CONFIG_FILE).is_dir():
+        raise InputError(f"`folder` must hold no folder {CONFIG_FILE!r}. Received: {str(path)!r}")
     found = {path.name: versions(path) for path in sorted(Path(folder).glob("*"))}
     return {check_name(name): numbers for name, numbers in found.items() if numbers}
 

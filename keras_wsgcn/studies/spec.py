@@ -278,7 +278,8 @@ def load_spec(path: str | os.PathLike, **changes: Any) -> StudySpec:
 def _load_spec(path: Path, changes: Mapping[str, Any], above: tuple[Path, ...]) -> StudySpec:
     """The study in a file; `above` are the files that it tunes, which it cannot be tuned by."""
     if not path.exists():
-        found = sorted(str(p) for p in path.parent.glob("*.toml"))
+        near = [*path.parent.glob("*.toml"), *Path("studies").glob("*.toml")]
+        found = sorted({str(p) for p in near if p.name != "pyproject.toml"})
         raise InputError(
             f"`spec` must be a TOML file, such as {found or 'studies/table3.toml'}. "
             f"Received: spec={str(path)!r}"
