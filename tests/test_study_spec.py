@@ -171,6 +171,7 @@ def test_bad_specs_name_the_file_and_the_key(tmp_path, old, new, words):
         ("low = 4,", "low = 0,", "`low` must be a number above 0"),
         ("low = 4, high = 32", "low = 4", "`high` must be a number"),
         ("high = 0.5", "high = 1.5", "`dropout` must be a number of at least 0, below 1"),
+        ("high = 0.5", "high = -0.1", "space.dropout`: `high` must be a number of at least 0"),
         ("choices = [32, 64]", "choices = [32, 64], low = 1", "`choices` must stand alone"),
         ("choices = [32, 64]", "choices = [32, 0]", "`batch_size` must be an integer of at least"),
         ("dropout", "drop_out", "`search.space` must have keys among .*dropout"),

@@ -62,7 +62,7 @@ class Range:
                 )
             return
         check_number("low", self.low, below=math.inf)
-        check_number("high", self.high, least=self.low or -math.inf, below=math.inf)
+        check_number("high", self.high, least=self.low or 0, below=math.inf)
         if self.log:
             check_number("low", self.low, above=0, below=math.inf)
 
