@@ -125,7 +125,7 @@ def solve_channels(
     name, wanted, cost = ("budget", budget, model.params)
     if flops is not None:
         name, wanted, cost = ("flops", flops, model.flops)
-    wanted = check_number(name, wanted, above=0, below=math.inf)
+    wanted = check_number(name, wanted, above=0)
     least = step * math.ceil(model.least_channels / step)
     if wanted < cost(least):
         raise InputError(

@@ -91,9 +91,14 @@ def check_integer(name: str, value: Any, *, least: int) -> int:
 
 
 def check_number(
-    name: str, value: Any, *, least: float = -math.inf, above: float = -math.inf, below: float
+    name: str,
+    value: Any,
+    *,
+    least: float = -math.inf,
+    above: float = -math.inf,
+    below: float = math.inf,
 ) -> float:
-    """`value` as a `float`, if it is at least `least`, above `above` and below `below`.
+    """`value` as a `float`, if it is finite, at least `least`, above `above` and below `below`.
 
     Raises:
         InputError: otherwise.

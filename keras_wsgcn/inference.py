@@ -82,7 +82,7 @@ class PoseSequence:
             )
         checked_size(self.image_size)
         store(self, "image_size", tuple(np.asarray(self.image_size).tolist()))
-        store(self, "fps", check_number("fps", self.fps, above=0.0, below=float("inf")))
+        store(self, "fps", check_number("fps", self.fps, above=0.0))
         store(self, "first_frame", check_integer("first_frame", self.first_frame, least=0))
         seen = np.isfinite(self.pose2d).all(axis=-1)
         origin = np.where(seen, DETECTED, MISSING) if self.origin is None else self.origin

@@ -1,7 +1,6 @@
 """What to train and how: `TrainConfig`, the named recipes, and the optimiser they ask for."""
 
 import contextlib
-import math
 import random
 import typing
 from collections.abc import Iterator, Mapping
@@ -107,11 +106,11 @@ class TrainConfig:
             if getattr(self, name) is not None:
                 check_integer(name, getattr(self, name), least=1)
         if self.clip_norm is not None:
-            check_number("clip_norm", self.clip_norm, above=0, below=math.inf)
+            check_number("clip_norm", self.clip_norm, above=0)
         check_flag("jit_compile", self.jit_compile)
-        check_number("decay_rate", self.decay_rate, above=0, below=math.inf)
-        check_number("learning_rate", self.learning_rate, above=0, below=math.inf)
-        check_number("weight_decay", self.weight_decay, least=0, below=math.inf)
+        check_number("decay_rate", self.decay_rate, above=0)
+        check_number("learning_rate", self.learning_rate, above=0)
+        check_number("weight_decay", self.weight_decay, least=0)
         check_choice("precision", self.precision, PRECISIONS)
         check_choice("schedule", self.schedule, SCHEDULES)
         if self.schedule == "step" and (self.decay_steps is None) == (self.decay_epochs is None):

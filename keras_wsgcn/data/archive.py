@@ -80,7 +80,7 @@ class Motion:
                     "and any of `.,+()=-`, 100 characters at most. "
                     f"Received: {field}={shown(value)}"
                 )
-        check_number("fps", self.fps, above=0, below=math.inf)
+        check_number("fps", self.fps, above=0)
         for field in ("description", "source", "source_kind"):
             check_string(field, getattr(self, field))
 

@@ -63,7 +63,7 @@ def read_keypoints(
         InputError: if there is no such file, or it is damaged, too large or not in this format.
     """
     path, row = Path(path), get_format(format)
-    check_number("least_confidence", least_confidence, least=0.0, below=math.inf)
+    check_number("least_confidence", least_confidence, least=0.0)
     if path.is_dir():
         files = sorted(path.glob("*.json"))
         tracks = track_people(

@@ -54,8 +54,8 @@ def track_people(
         InputError: if an argument is out of range, or a frame holds too many people.
     """
     get_format(format)
-    check_number("least_confidence", least_confidence, least=0.0, below=np.inf)
-    check_number("gate", gate, above=0.0, below=np.inf)
+    check_number("least_confidence", least_confidence, least=0.0)
+    check_number("gate", gate, above=0.0)
     check_integer("max_lost", max_lost, least=1)
     everyone: list[_Person] = []
     present: list[_Person] = []

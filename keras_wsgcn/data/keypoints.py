@@ -345,7 +345,7 @@ def convert_track(
         InputError: if an argument is out of range, or the skeleton has other joints.
     """
     target = skeletons.get(skeleton)
-    check_number("least_confidence", least_confidence, least=0.0, below=np.inf)
+    check_number("least_confidence", least_confidence, least=0.0)
     check_integer("max_gap", max_gap, least=0)
     check_number("least_seen", least_seen, least=0.0, below=1.0 + 1e-9)
     row = get_format(track.format)

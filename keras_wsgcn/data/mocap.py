@@ -83,7 +83,7 @@ class BvhLayout:
         _check_joints(self.joints, "joints")
         if self.up not in _TO_Z_UP:
             raise InputError(f"`up` must be one of {sorted(_TO_Z_UP)}. Received: up={self.up!r}")
-        check_number("metres_per_unit", self.metres_per_unit, above=0, below=math.inf)
+        check_number("metres_per_unit", self.metres_per_unit, above=0)
 
 
 CMU_BONES: Mapping[str, Mixture] = {  # the bone that ends in the joint

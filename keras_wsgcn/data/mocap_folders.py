@@ -1,7 +1,6 @@
 """Folders of motion capture files, cut where tracking was lost, as one motion archive."""
 
 import csv
-import math
 import os
 import string
 from collections.abc import Callable, Mapping
@@ -96,7 +95,7 @@ def read_folder(
     """
     _check_cuts(max_speed, min_frames)
     if metres_per_unit is not None:
-        check_number("metres_per_unit", metres_per_unit, above=0, below=math.inf)
+        check_number("metres_per_unit", metres_per_unit, above=0)
     place = check_folder("folder", folder)
     labels, motions = labels or {}, []
     paths = _takes_in(place, report)
@@ -201,7 +200,7 @@ def _takes_in(folder: Path, report: Callable[[str], None]) -> dict[str, Path]:
 
 
 def _check_cuts(max_speed: float, min_frames: int) -> None:
-    check_number("max_speed", max_speed, above=0, below=math.inf)
+    check_number("max_speed", max_speed, above=0)
     check_integer("min_frames", min_frames, least=1)
 
 

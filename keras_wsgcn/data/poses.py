@@ -239,7 +239,7 @@ def observe(
     check_integer("stride", stride, least=1)
     if not isinstance(seed, np.random.Generator):
         check_integer("seed", seed, least=0)
-    check_number("noise_px", noise_px, least=0, below=np.inf)
+    check_number("noise_px", noise_px, least=0)
     joints = select_joints(archive.skeleton, skeleton)
     rng = seed if isinstance(seed, np.random.Generator) else np.random.default_rng(seed)
     seers = [_seers(archive, cameras, motion) for motion in archive.motions]

@@ -102,7 +102,7 @@ def connect(server: str, name: str, *, version: int | None = None, timeout: floa
     check_name(name)
     if version is not None:
         check_integer("version", version, least=0)
-    check_number("timeout", timeout, above=0.0, below=float("inf"))
+    check_number("timeout", timeout, above=0.0)
     host = f"[{address.hostname}]" if ":" in address.hostname else address.hostname
     if address.scheme == "grpc":
         return Client(_Grpc(f"{host}:{port}", name, version, timeout))

@@ -1,6 +1,5 @@
 """How a study searches: `Search`, the ranges of its space, and what reads them from a table."""
 
-import math
 import numbers
 import typing
 from collections.abc import Iterable, Mapping
@@ -61,10 +60,10 @@ class Range:
                     f"Received: {asdict(self)}"
                 )
             return
-        check_number("low", self.low, below=math.inf)
-        check_number("high", self.high, least=self.low or 0, below=math.inf)
+        check_number("low", self.low)
+        check_number("high", self.high, least=self.low or 0)
         if self.log:
-            check_number("low", self.low, above=0, below=math.inf)
+            check_number("low", self.low, above=0)
 
 
 @dataclass(frozen=True)
@@ -190,7 +189,7 @@ def check_setting(name: str, value: Any) -> None:
         return
     if isinstance(value, numbers.Integral) and -MAX_INTEGER <= int(value) <= MAX_INTEGER:
         return
-    check_number(name, value, below=math.inf)
+    check_number(name, value)
 
 
 def check_keys(name: str, table: Any, known: Iterable[str]) -> None:
