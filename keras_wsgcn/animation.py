@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from keras_wsgcn import files, plots
-from keras_wsgcn.errors import InputError
+from keras_wsgcn.errors import InputError, check_instance
 from keras_wsgcn.inference import PoseSequence
 
 _MAX_PEOPLE = 6  # side by side, more are too small to be seen
@@ -235,10 +235,7 @@ def _short(name: int | str) -> str:
 
 def _checked(sequence: PoseSequence, path: str | os.PathLike, suffixes: tuple[str, ...]) -> Path:
     path = plots.checked_path(path, suffixes)
-    if not isinstance(sequence, PoseSequence):
-        raise InputError(
-            f"`sequence` must be a PoseSequence. Received: type(sequence)={type(sequence)}"
-        )
+    check_instance("sequence", sequence, PoseSequence, "such as `lift_tracks` gives")
     if not _is_seen(sequence.pose3d).any():
         raise InputError(
             "`sequence` must hold at least one 3D pose. "

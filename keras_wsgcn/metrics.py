@@ -11,7 +11,7 @@ import numpy as np
 from keras import ops
 
 from keras_wsgcn.alignment import align, best_scale
-from keras_wsgcn.errors import InputError, check_integer
+from keras_wsgcn.errors import InputError, check_integer, check_number
 
 MM_PER_METRE = 1000.0
 # The thresholds of MPI-INF-3DHP's own evaluation (`mpii_compute_3d_pck.m`).
@@ -117,12 +117,7 @@ def pck(y_true: Any, y_pred: Any, threshold_mm: float = 150.0) -> np.ndarray:
         Mehta et al., Monocular 3D human pose estimation in the wild using improved CNN
         supervision, 3DV 2017 (MPI-INF-3DHP).
     """
-    is_number = isinstance(threshold_mm, int | float | np.integer | np.floating)
-    if not is_number or not 0 < threshold_mm < np.inf:
-        raise InputError(
-            "`threshold_mm` must be a positive number of millimetres. "
-            f"Received: threshold_mm={threshold_mm!r}"
-        )
+    check_number("threshold_mm", threshold_mm, above=0)
     return _per_pose(_pck, y_true, y_pred, threshold_mm=threshold_mm)
 
 

@@ -22,7 +22,7 @@ from keras_wsgcn.data.mocap_formats import (
     read_asf,
     read_bvh_file,
 )
-from keras_wsgcn.errors import InputError, check_number
+from keras_wsgcn.errors import InputError, check_choice, check_number
 from keras_wsgcn.skeletons import h36m_17
 
 CMU_METRES = 0.0254 / 0.45  # the unit of CMU's files is an inch divided by 0.45
@@ -81,8 +81,7 @@ class BvhLayout:
 
     def __post_init__(self):
         _check_joints(self.joints, "joints")
-        if self.up not in _TO_Z_UP:
-            raise InputError(f"`up` must be one of {sorted(_TO_Z_UP)}. Received: up={self.up!r}")
+        check_choice("up", self.up, _TO_Z_UP)
         check_number("metres_per_unit", self.metres_per_unit, above=0)
 
 

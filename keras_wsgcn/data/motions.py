@@ -7,7 +7,6 @@ import cmath
 import math
 import zlib
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
@@ -31,7 +30,7 @@ from keras_wsgcn.data.bodies import (
     pose_vector,
     turn_about,
 )
-from keras_wsgcn.errors import InputError, is_integer
+from keras_wsgcn.errors import InputError, check_integer, check_number
 from keras_wsgcn.skeletons import h36m_17
 
 ACTIONS = tuple(ACTIVITIES)
@@ -302,11 +301,11 @@ def generate_motions(
     >>> archive.motions[0].key, archive.motions[0].positions.shape
     ('S001/Walking/01', (240, 17, 3))
     """
-    _check_count("subjects", subjects, 1)
-    _check_count("takes", takes, 1)
-    _check_count("seed", seed, 0)
-    _check_positive("seconds", seconds)
-    _check_positive("fps", fps)
+    check_integer("subjects", subjects, least=1)
+    check_integer("takes", takes, least=1)
+    check_integer("seed", seed, least=0)
+    check_number("seconds", seconds, above=0)
+    check_number("fps", fps, above=0)
     frames = round(seconds * fps)
     if frames < 2:
         raise InputError(
@@ -328,16 +327,3 @@ def generate_motions(
             for take in range(1, takes + 1)
         ]
     return MotionArchive(skeleton=h36m_17, motions=tuple(motions))
-
-
-def _check_count(argument: str, value: Any, least: int) -> None:
-    if not is_integer(value) or value < least:
-        raise InputError(
-            f"`{argument}` must be an integer of at least {least}. Received: {argument}={value!r}"
-        )
-
-
-def _check_positive(argument: str, value: Any) -> None:
-    is_number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
-    if not is_number or not 0 < value < math.inf:
-        raise InputError(f"`{argument}` must be a positive number. Received: {argument}={value!r}")

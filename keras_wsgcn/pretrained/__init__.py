@@ -6,7 +6,7 @@ from pathlib import Path
 
 import keras
 
-from keras_wsgcn.errors import InputError
+from keras_wsgcn.errors import InputError, check_choice
 from keras_wsgcn.models import build_model
 from keras_wsgcn.saving import dtype_policy
 
@@ -34,8 +34,7 @@ def load_pretrained(name: str = DEFAULT_MODEL) -> keras.Model:
     Raises:
         InputError: if there is no such model, or its weights are not those that were shipped.
     """
-    if name not in names():
-        raise InputError(f"`name` must be one of {names()}. Received: name={name!r}")
+    check_choice("name", name, names())
     record = json.loads((_FOLDER / f"{name}.json").read_text(encoding="utf-8"))
     weights = _FOLDER / f"{name}.weights.h5"
     digest = hashlib.sha256(weights.read_bytes()).hexdigest()
