@@ -77,7 +77,6 @@ class Objective:
             a run that another study has finished is not trained again.
         together: lists of seeds. The first trial of a list trains all of it, each step one for
             all seeds; the others then find their run finished.
-        on_start: called when a trial begins.
         on_epoch: called after each epoch; may raise.
         load: loads the data of trials.
     """
@@ -87,17 +86,15 @@ class Objective:
         search: Search | None,
         folder: Path,
         together: Sequence[Sequence[int]] = (),
-        on_start: Callable[[optuna.Trial], None] = lambda trial: None,
         on_epoch: Callable[[], None] = lambda: None,
-        load: "Loader | None" = None,
+        load: Loader | None = None,
     ):
         self.search, self.folder = search, folder
         self.seeds = {seed: seeds for seeds in together for seed in seeds}
-        self.on_start, self.on_epoch = on_start, on_epoch
+        self.on_epoch = on_epoch
         self._load = load or Loader()
 
     def __call__(self, trial: optuna.Trial) -> tuple[float, ...]:
-        self.on_start(trial)
         began = time.time()
         try:
             values = self._run(trial)

@@ -272,15 +272,15 @@ def _take_one(
         if not storages.fill_slots(study, slots, most=1 if objective.search else None):
             return False
 
-        def begin(trial: optuna.Trial) -> None:
+        def begin_and_run(trial: optuna.Trial) -> tuple[float, ...]:
             storages.begin(trial, storage)
             lock.close()
+            return objective(trial)
 
-        objective.on_start = begin
         with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
             # Suppressed: this process slept so long that others took its trial for dead.
             study.optimize(
-                objective,
+                begin_and_run,
                 n_trials=1,
                 catch=(OutOfMemoryError, KilledError),
                 callbacks=[functools.partial(_print_trial, slots)] if verbose else None,
