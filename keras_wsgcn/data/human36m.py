@@ -70,17 +70,16 @@ def read_archives(
     """
     folder = Path(folder)
     check_choice("detections", detections, DETECTIONS)
-    path = folder / POSITIONS_NAME
+    path, path2d = folder / POSITIONS_NAME, folder / DETECTIONS[detections]
     positions = _positions(path, _tree(path, read_objects(path, ("positions_3d",))["positions_3d"]))
-    path = folder / DETECTIONS[detections]
-    if detections == "gt" and not path.exists():
-        report(f"{path.name} is not there: 2D poses will be projected on loading")
-        return _assemble(folder / POSITIONS_NAME, positions, path, {}, "", report)
-    members = read_objects(path, ("positions_2d",), ("metadata",))
+    if detections == "gt" and not path2d.exists():
+        report(f"{path2d.name} is not there: 2D poses will be projected on loading")
+        return _assemble(path, positions, path2d, {}, "", report)
+    members = read_objects(path2d, ("positions_2d",), ("metadata",))
     if "metadata" in members:
-        _check_metadata(path, members["metadata"])
-    pose2d = _detections(path, _tree(path, members["positions_2d"]))
-    return _assemble(folder / POSITIONS_NAME, positions, path, pose2d, detections, report)
+        _check_metadata(path2d, members["metadata"])
+    pose2d = _detections(path2d, _tree(path2d, members["positions_2d"]))
+    return _assemble(path, positions, path2d, pose2d, detections, report)
 
 
 def read_cdf(folder: str | os.PathLike, report: Report = lambda line: None) -> MotionArchive:
@@ -105,12 +104,6 @@ def read_cdf(folder: str | os.PathLike, report: Report = lambda line: None) -> M
             f"`folder` must hold folders such as S1/MyPoseFeatures/{kinds[0]} with CDF files. "
             f"Received: folder={str(folder)!r}"
         )
-    for of_subject in takes.values():  # millimetres to metres
-        for name, found in of_subject.items():
-            if isinstance(found, dict):
-                of_subject[name] = {camera: array / 1000 for camera, array in found.items()}
-            else:
-                of_subject[name] = found / 1000
     positions = _positions(folder, takes)
     pose2d = _detections(folder, human36m_cdf.read_folder(folder, ("D2_Positions",), 2))
     return _assemble(folder, positions, folder, pose2d, "gt" if pose2d else "", report)

@@ -31,8 +31,8 @@ def read_folder(folder: Path, kinds: tuple[str, ...], numbers: int) -> Takes:
         numbers: coordinates of a joint, 2 or 3.
 
     Returns:
-        `(frames, 32, numbers)` float64 as in the files, by subject and take; of each camera where
-        the files are. Empty if there is no such folder.
+        `(frames, 32, numbers)` floats, metres in 3D and pixels in 2D, by subject and take; of each
+        camera where the files are. Empty if there is no such folder.
 
     Raises:
         InputError: if a file is not such a file.
@@ -52,6 +52,8 @@ def read_folder(folder: Path, kinds: tuple[str, ...], numbers: int) -> Takes:
         if match["name"].startswith("_"):
             continue  # `_ALL`: everything in one
         poses = _read_pose(path, numbers)
+        if numbers == 3:
+            poses = poses / 1000  # millimetres to metres
         of_subject = takes.setdefault(subject, {})
         if match["camera"]:
             of_subject.setdefault(match["name"], {})[match["camera"]] = poses
