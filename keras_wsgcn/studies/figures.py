@@ -20,9 +20,9 @@ from keras_wsgcn.plots import checked_path, new_figure, shortened, write
 from keras_wsgcn.schemes import PER, SCHEMES, SPLITS, Scheme
 from keras_wsgcn.schemes import get as get_scheme
 from keras_wsgcn.skeletons import Skeleton
+from keras_wsgcn.studies.claims import SAME_SIZE
 
 _WIDTH = 10.0  # inches
-_SAME_SIZE = 1.1  # the factor by which models of one size differ at most
 _VALIDATION = "val_mpjpe_mm"
 _LABELS = {
     "params": "trainable parameters", "forward_mflop": "MFLOP to lift one pose",
@@ -200,7 +200,7 @@ def plot_error_against_params(
     cells = found.groupby("setting").agg(**by, low=(error, "min"), high=(error, "max"))
     cells, styles, x = cells.sort_values("params"), scheme_styles(cells["scheme"]), "params"
     figure, (axes,) = _panels(1, 1, 5.0)
-    if cells["params"].max() > _SAME_SIZE * cells["params"].min():
+    if cells["params"].max() > SAME_SIZE * cells["params"].min():
         _use_log_axis(axes, "x", cells["params"])
     else:
         x = "scheme, and its trainable parameters"
@@ -302,7 +302,7 @@ def plot_training_losses(runs: pd.DataFrame, epochs: pd.DataFrame, path: str | P
     path, found = checked_path(path), _finished(runs, ["params"], keys)
     epochs = _rows("epochs", epochs, keys, ["epoch", *columns])
     sizes = found["params"].sort_values()
-    found["size"] = (sizes > _SAME_SIZE * sizes.shift()).cumsum()
+    found["size"] = (sizes > SAME_SIZE * sizes.shift()).cumsum()
     if found.groupby("scheme")["size"].nunique().max() == 1:
         found["size"] = 0  # as in the paper, whatever the size
     found = found[[*keys, "scheme", "params", "size", "setting"]]
