@@ -14,7 +14,6 @@ _ONLY_IN_TRAINING = (
     keras.layers.SpatialDropout1D,
     keras.layers.GaussianNoise,
 )
-# What `build_model` makes its models of: of the axes these know no more than they are told.
 
 
 def inference_model(model: keras.Model) -> keras.Model:
@@ -34,11 +33,11 @@ def inference_model(model: keras.Model) -> keras.Model:
     Returns:
         A new model; `model` is left as it is.
     """
+    metadata = getattr(model, "metadata", {})
     # The graph alone, of a sequential model too: Keras would copy what `compile` was given.
-    graph = keras.Model(model.inputs, model.outputs, name=model.name)
-    graph.metadata = getattr(model, "metadata", {})
-    model = graph
+    model = keras.Model(model.inputs, model.outputs, name=model.name)
     folded = _foldable(model)
+    # The layers of `build_model` know of their axes no more than they are told.
     turnable = all(type(layer) in LAYERS for layer in model.layers) and any(
         isinstance(layer, GraphConv) and layer.layout == "jcb" for layer in model.layers
     )
@@ -62,7 +61,7 @@ def inference_model(model: keras.Model) -> keras.Model:
         target = lean.get_layer(conv_name)
         target.kernel.assign(_float64(conv.kernel) * scale)
         target.bias.assign(_float64(conv.bias) * scale + offset)
-    lean.metadata = getattr(model, "metadata", {})
+    lean.metadata = metadata
     return lean
 
 

@@ -200,10 +200,10 @@ def run_job(job: dict[str, Any]) -> None:
     """Writes one export, and what its own runtime predicts for the inputs of the job.
 
     Args:
-        job: `model`, a `.keras` file; `format`; `target`, where to write; `signature` or None for
-            all; `quantize`; `name` of the served model; `arrays`, an `.npz` of inputs named
-            `case/argument`, where the case begins with a signature; `predictions`, the `.npz` to
-            write, named by the cases.
+        job: `model`, a `.keras` file; `format`; `target`, where to write; `signature`, of a format
+            that holds one; `quantize`; `name` of the served model; `arrays`, an `.npz` of inputs
+            named `case/argument`, where the case begins with a signature; `predictions`, the
+            `.npz` to write, named by the cases.
     """
     target = Path(job["target"])
     with np.load(job["arrays"]) as arrays:
