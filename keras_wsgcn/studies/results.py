@@ -42,8 +42,8 @@ class StudyResults:
     Args:
         runs: one row a slot: `study`, `cell`, `slot`, `trial` (number in the storage), `outcome`
             (`"finished"`, `"pruned"`, `"diverged"`, `"refused"`, `"out_of_memory"`, `"killed"`,
-            `"failed"`, or `"not run"`), `reason`, the settings, `params`, `forward_mflop`, errors
-            in mm, seconds, and what it ran on.
+            `"failed"`, `"waiting"`, `"running"`, or `"not run"`), `reason`, the settings, `params`,
+            `forward_mflop`, errors in mm, seconds, and what it ran on.
         subjects: `study`, `trial`, `split`, `subject`, `poses`, `mpjpe_mm`, `p_mpjpe_mm`.
         epochs: `study`, `trial`, `epoch`, `loss_m2`, `mpjpe_mm`, `val_mpjpe_mm`,
             `learning_rate`, `seconds`.
@@ -206,7 +206,7 @@ def _frame(name: str, rows: list[dict[str, Any]]) -> pd.DataFrame:
 
 
 def write_results(results: StudyResults, folder: str | os.PathLike, name: str) -> list[Path]:
-    """Writes the tables as `NAME.csv`, `NAME_subjects.csv` and `NAME_epochs.csv`.
+    """Writes the tables as `NAME.csv` and, where there are rows, `NAME_subjects.csv` and so on.
 
     Args:
         results: the tables.
@@ -241,7 +241,7 @@ def read_results(folder: str | os.PathLike, name: str) -> StudyResults:
             continue
         if not path.is_file():
             raise InputError(f"`results` must have the file {path.name}. Received: {folder}")
-        frame = pd.read_csv(path, keep_default_na=True)
+        frame = pd.read_csv(path)
         if missing := [column for column in _COLUMNS[table] if column not in frame]:
             raise InputError(f"`results` must have the columns {missing}. Received: {path}")
         tables[table] = frame
