@@ -16,6 +16,7 @@ import numpy as np
 
 from keras_wsgcn.data.keypoint_tracks import track_people
 from keras_wsgcn.data.keypoints import (
+    MAX_FRAME_NUMBER,
     MAX_FRAMES,
     MAX_PIXELS,
     KeypointFormat,
@@ -327,7 +328,7 @@ def _stem(image_id: Any) -> Any:
 
 def _frame_number(path: Path, value: Any, field: str) -> int:
     """The frame in an `image_id` or a file's name: the integer itself, or the last in the text."""
-    if type(value) is int and 0 <= value < 2**62:
+    if type(value) is int and 0 <= value <= MAX_FRAME_NUMBER:
         return value
     numbers = re.findall(r"\d{1,18}", value) if isinstance(value, str) else []
     if numbers:

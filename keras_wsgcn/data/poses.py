@@ -237,11 +237,11 @@ def observe(
     """
     skeleton = skeletons.get(skeleton)
     check_integer("stride", stride, least=1)
-    if not isinstance(seed, np.random.Generator):
-        check_integer("seed", seed, least=0)
     check_number("noise_px", noise_px, least=0)
+    rng = seed
+    if not isinstance(rng, np.random.Generator):
+        rng = np.random.default_rng(check_integer("seed", rng, least=0))
     joints = select_joints(archive.skeleton, skeleton)
-    rng = seed if isinstance(seed, np.random.Generator) else np.random.default_rng(seed)
     seers = [_seers(archive, cameras, motion) for motion in archive.motions]
     most = sum(
         len(range(0, len(motion.positions), stride)) * len(some)
