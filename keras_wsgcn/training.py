@@ -168,10 +168,10 @@ def _train(
                 run.callbacks.on_epoch_begin(run.epoch)
             began = time.perf_counter()
             if epochs is None:
-                arrays = data.train.pose2d, data.train.pose3d
                 epochs = Epochs(
                     [run.model for run in runs],
-                    *arrays,
+                    data.train.pose2d,
+                    data.train.pose3d,
                     first.batch_size,
                     jit_compile=first.jit_compile,
                 )

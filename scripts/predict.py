@@ -250,8 +250,7 @@ def report(sequence: PoseSequence) -> None:
     )
     for name, lifted, pose2d in zip(sequence.people, sequence.lifted, sequence.pose2d, strict=True):
         seen = np.isfinite(pose2d).any(axis=(1, 2))
-        line = f"person {name}: {lifted.sum()} poses of {seen.sum()} frames in which they are seen"
-        print(line)
+        print(f"person {name}: {lifted.sum()} poses of {seen.sum()} frames in which they are seen")
 
 
 def lost_joints(sequence: PoseSequence) -> list[str]:
