@@ -5,6 +5,7 @@ channels and a batch size; those that follow name a *measure* to be timed.
 """
 
 import contextlib
+import dataclasses
 import json
 import sys
 import tempfile
@@ -116,7 +117,7 @@ class Ours:
         few = max(count // 8, 1)
         splits = Splits("random", poses(count, 0), poses(few, 1), poses(few, 2))
         with tempfile.TemporaryDirectory() as folder:
-            config = type(self.config)(**{**self.config.get_config(), "epochs": 3})
+            config = dataclasses.replace(self.config, epochs=3)
             train(config, splits, Path(folder) / "run", callbacks=[Clock()], verbose=False)
         return {"train_ms": 1e3 * (ends[-1] - ends[0]) / (2 * steps)}
 

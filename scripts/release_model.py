@@ -15,7 +15,7 @@ from keras_wsgcn import markdown, pretrained
 from keras_wsgcn.data.cmu import SEEN_ACTIONS, load_cmu24, with_detector_trunk
 from keras_wsgcn.data.poses import DATA_FACTS
 from keras_wsgcn.errors import InputError
-from keras_wsgcn.evaluation import evaluate, headline, table_by
+from keras_wsgcn.evaluation import evaluate, headline, read_run, table_by
 from keras_wsgcn.files import write_json, write_text
 from keras_wsgcn.saving import load_model, read_metadata
 
@@ -121,7 +121,7 @@ def write_model(folder: Path, name: str) -> None:
     model = load_model(folder / "best.keras", compile=False)
     last = read_metadata(folder / "last.keras")["training"]
     best = model.metadata["training"]
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = read_run(folder)
     if config["data"]["name"] != "cmu24":
         raise InputError(f"`run` must be on cmu24. Received: {config['data']['name']!r}")
     hidden = {*DATA_FACTS, "source"} - {"train_poses"}
