@@ -4,6 +4,7 @@ import json
 import os
 import shlex
 import socket
+import threading
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -107,6 +108,33 @@ def test_nobody_there_is_one_clear_error(protocol):
         connect(f"{protocol}://127.0.0.1:9", "lifter", timeout=5)
     with pytest.raises(ServingError, match=r"//\[::1\]:9.*(gave no answer|UNAVAILABLE)"):
         connect(f"{protocol}://[::1]:9", "lifter", timeout=5)
+
+
+@pytest.mark.parametrize(
+    ("headers", "words"),
+    [
+        ("Content-Length: 99", "answered 500: Odd"),
+        ("Transfer-Encoding: chunked", "answered 500: Odd"),
+        ("Connection: close", "answered 500: it broke"),
+    ],
+)
+def test_an_error_that_is_cut_off_is_one_clear_error(headers, words):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        body = "zz" if "chunked" in headers else "it broke"
+
+        def answer():
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(1 << 16)
+                connection.sendall(f"HTTP/1.1 500 Odd\r\n{headers}\r\n\r\n{body}".encode())
+                if "Length" in headers:
+                    connection.recv(1)  # which never comes: the client gives up first
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        with pytest.raises(ServingError, match=words):
+            connect(f"http://127.0.0.1:{server.getsockname()[1]}", "lifter", timeout=0.5)
+        thread.join()
 
 
 @pytest.mark.parametrize(

@@ -145,9 +145,12 @@ class _Rest:
             with urllib.request.urlopen(request, timeout=self.timeout) as response:
                 return json.load(response)
         except urllib.error.HTTPError as error:
-            text = error.read(1 << 16).decode(errors="replace")
-            # Else it is an answer of something other than the server, such as a proxy.
-            with contextlib.suppress(ValueError, KeyError, TypeError):
+            text = error.reason
+            # It can be cut off, or come from something other than the server, such as a proxy.
+            with contextlib.suppress(
+                OSError, http.client.HTTPException, ValueError, KeyError, TypeError
+            ):
+                text = error.read(1 << 16).decode(errors="replace")
                 text = json.loads(text)["error"]
             raise ServingError(f"{self.url}{what} answered {error.code}: {text}") from None
         except (OSError, http.client.HTTPException, ValueError) as error:
