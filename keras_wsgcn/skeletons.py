@@ -167,7 +167,7 @@ class Skeleton(records.Record):
     def _checked_parents(self) -> tuple[int, ...]:
         count = len(self.joint_names)
         fits = isinstance(self.parents, Sequence | np.ndarray) and len(self.parents) == count
-        if fits and all(isinstance(p, int | np.integer) for p in self.parents):
+        if fits and all(map(is_integer, self.parents)):
             parents = tuple(int(p) for p in self.parents)
             if all(-1 <= p < count for p in parents):
                 ends = np.append(parents, -1)  # the last is where -1 points to

@@ -114,6 +114,7 @@ def test_names_serialise_as_names_and_own_skeletons_as_records():
         ({"parents": (-1, 0, 2, 2)}, "parents"),
         ({"parents": (1, 0, 1, 2)}, "parents"),
         ({"parents": (-1, 0, 1, 2.5)}, "parents"),
+        ({"parents": (-1, 0, True, 2)}, "parents"),
         ({"parents": (-1, 0, 3, 2)}, "parents"),  # c and d hang on each other alone
         ({"parents": (-1, 0, 3, 2), "extra_edges": [("a", "c")]}, "parents"),
         ({"parents": (-1, 0, -1, 2)}, "parents"),

@@ -120,14 +120,14 @@ def distributions_of(space: Mapping[str, Range]) -> dict[str, BaseDistribution]:
         low, high = bounds.low or 0, bounds.high or 0
         if bounds.choices:
             found[name] = CategoricalDistribution(bounds.choices)
-        elif is_integer(name):
+        elif takes_integers(name):
             found[name] = IntDistribution(int(low), int(high), log=bounds.log)
         else:
             found[name] = FloatDistribution(float(low), float(high), log=bounds.log)
     return found
 
 
-def is_integer(name: str) -> bool:
+def takes_integers(name: str) -> bool:
     """Whether a setting of `TrainConfig` is a whole number."""
     hint = typing.get_type_hints(TrainConfig)[name]
     kinds = set(typing.get_args(hint) or (hint,)) - {type(None)}
@@ -166,7 +166,7 @@ def _range(name: str, table: Any) -> Range:
     except InputError as error:
         raise InputError(f"In `search.space.{name}`: {error}") from None
     numeric = name in SETTINGS and not found.choices
-    if numeric and is_integer(name) and any(v != int(v) for v in (found.low, found.high)):  # type: ignore[arg-type]
+    if numeric and takes_integers(name) and any(v != int(v) for v in (found.low, found.high)):  # type: ignore[arg-type]
         raise InputError(
             f"`search.space.{name}` must have whole numbers. Received: {shown(dict(table))}"
         )
