@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import shutil
 import socket
 import threading
 import urllib.error
@@ -239,6 +240,15 @@ def test_statuses_and_error_bodies(path, body, status, message, server):
     assert got == status
     assert set(answer) == {"error"}
     assert message in answer["error"]
+
+
+def test_nothing_beside_the_folder_is_served(folder, tmp_path):
+    from keras_wsgcn.serving.stand_in import StandIn
+
+    shutil.copytree(folder, tmp_path / "models")
+    shutil.copytree(folder / "lifter" / "1", tmp_path / "1")
+    with StandIn(tmp_path / "models") as running:
+        assert ask(running, "/v1/models/..")[0] == 404
 
 
 def test_a_new_version_is_served_when_it_is_there(model, tmp_path, pixels):

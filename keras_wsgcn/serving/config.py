@@ -13,7 +13,7 @@ CONFIG_FILE = "models.config"
 IMAGE = "tensorflow/serving"
 REST_PORT, GRPC_PORT = 8501, 8500  # the server's own
 _MOUNT = "/models"  # where the image looks
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")  # of a model
 
 
 def versions(folder: Path) -> list[int]:
@@ -58,7 +58,7 @@ def check_name(name: str) -> str:
     Raises:
         InputError: otherwise.
     """
-    if _NAME.fullmatch(name):
+    if NAME.fullmatch(name):
         return name
     raise InputError(
         "`name` must begin with a letter, digit or `_`, and go on with these, `-` and `.`. "

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_wsgcn.serving.config import check_ports, served_models, versions
+from keras_wsgcn.serving.config import NAME, check_ports, served_models, versions
 
 _MAX_BODY = 256 << 20
 _PATH = re.compile(
@@ -145,7 +145,7 @@ class StandIn:
     def servable(self, name: str, version: int | None) -> _Servable:
         """The newest version of a model, the only one that is served, loaded if it is new."""
         with self._lock:
-            found = versions(self.folder / name) if re.fullmatch(r"[\w.-]+", name) else []
+            found = versions(self.folder / name) if NAME.fullmatch(name) else []
             if not found or version not in (None, found[-1]):
                 wanted = f"Latest({name})" if version is None else f"Specific({name}, {version})"
                 raise Refusal("NOT_FOUND", f"Servable not found for request: {wanted}")
