@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -112,7 +113,7 @@ def settings_of_trial(
 ) -> tuple[TrainConfig, Splits]:
     from keras_wsgcn.studies.storage import read_trial
 
-    if not number.isdigit():
+    if not re.fullmatch(r"\d{1,18}", number):
         raise InputError(f"`--from-trial` must end in a trial's number. Received: {number!r}")
     known = read_trial(storage, int(number), study).user_attrs
     config = TrainConfig.from_config(known["config"])

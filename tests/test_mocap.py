@@ -164,6 +164,7 @@ def test_folders_that_do_not_serve(folder, tmp_path):
         ("file,action\n07_01,Walking,slow\n", "line 2: there are more cells"),
         ("file,activity\n07_01,Walking\n", r"not \['file', 'activity'\]"),
         ("file,subject\n07_01,seven\n", "line 2: `subject` must be a whole number"),
+        (f"file,subject\n07_01,{'7' * 5000}\n", "line 2: `subject` must be a whole number"),
         ("file,action\n07_01,Walking\n07_01.amc,Dance\n", "line 3: `file` must be there"),
         ("file,action\n,Walking\n", "line 2: `file` must be there"),
     ],

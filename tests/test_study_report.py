@@ -141,6 +141,7 @@ def test_a_trial_is_repeated_where_its_archive_lies_now(tmp_path, capsys):
         (train_command, ["--from-trial", "{storage}", "0", "--data", "x"], "must be left out"),
         (train_command, ["--from-trial", "{storage}", "7"], "`number` must be one of [0, 1]"),
         (train_command, ["--from-trial", "{storage}", "x"], "must end in a trial's number"),
+        (train_command, ["--from-trial", "{storage}", "²"], "must end in a trial's number"),
         (train_command, ["--from-trial", "none.db", "0"], "`storage` must be a SQLite file"),
         (train_command, ["--from-trial", "{storage}", "0", "--epochs", "3"], "without other"),
         (train_command, ["--from-trial", "{storage}", "0", "--stride", "9"], "without other"),

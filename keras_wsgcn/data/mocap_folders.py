@@ -2,6 +2,7 @@
 
 import csv
 import os
+import re
 import string
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -178,8 +179,10 @@ def _labels_of(source: TextFile, reader: csv.DictReader) -> dict[str, dict[str, 
             column: row[column].strip() for column in _LABELS if (row.get(column) or "").strip()
         }
         if "subject" in label:
-            if not label["subject"].isdecimal():
-                raise source.refusal("`subject` must be a whole number", reader.line_num)
+            if not re.fullmatch(r"\d{1,9}", label["subject"]):
+                raise source.refusal(
+                    "`subject` must be a whole number of at most nine digits", reader.line_num
+                )
             label["subject"] = int(label["subject"])
         labels[stem] = label
     return labels
