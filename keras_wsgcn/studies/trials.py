@@ -37,7 +37,7 @@ _LATENCY_CALLS = 100
 _MOST_DEATHS, _MOST_DEATHS_IN_ALL = 3, 10
 _EPOCHS_BEFORE = "epochs_before"
 # How each backend says that memory ran out; torch and TensorFlow have types of their own for it.
-_NO_MEMORY_NAMES = {"OutOfMemoryError", "ResourceExhaustedError", "MemoryError"}
+_NO_MEMORY_NAMES = {"OutOfMemoryError", "ResourceExhaustedError"}
 _NO_MEMORY_WORDS = ("RESOURCE_EXHAUSTED", "out of memory", "can't allocate memory")
 
 
