@@ -76,7 +76,8 @@ class PoseSequence:
                     f"`{name}` must be finite, or NaN where missing. Received: {name} with infinity"
                 )
             store(self, name, array)
-        if len(self.people) != shape[0] or len(set(self.people)) != len(self.people):
+        # In files 1 and "1" are the same.
+        if len(self.people) != shape[0] or len(set(map(str, self.people))) != len(self.people):
             raise InputError(
                 f"`people` must hold {shape[0]} different names. Received: people={self.people}"
             )

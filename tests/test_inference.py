@@ -22,6 +22,7 @@ from keras_wsgcn.skeletons import h36m_16
         ({"people": (1,)}, "`people` must hold 2"),
         ({"people": (1, 1)}, "`people` must hold 2"),
         ({"people": (np.int64(1), 1)}, "`people` must hold 2"),
+        ({"people": (1, "1")}, "`people` must hold 2"),
         ({"image_size": (10, 0)}, "`image_size` must be"),
         ({"fps": 0}, "`fps` must be"),
         ({"first_frame": -1}, "`first_frame` must be"),

@@ -356,9 +356,10 @@ def test_actions_show_what_they_say(archive):
     [
         ("subjects", 0), ("subjects", 1.5), ("subjects", True), ("takes", 0), ("takes", "2"),
         ("seed", -1), ("seed", None), ("seconds", 0.0), ("seconds", float("nan")),
-        ("seconds", float("inf")), ("seconds", 0.01), ("seconds", "8"), ("fps", -30.0),
-        ("fps", None), ("actions", []), ("actions", "Walking"), ("actions", ["Flying"]),
-        ("actions", ["Walking", "Walking"]), ("actions", [3]), ("actions", 7), ("actions", [[]]),
+        ("seconds", float("inf")), ("seconds", 1e308), ("seconds", 0.01), ("seconds", "8"),
+        ("fps", -30.0), ("fps", None), ("actions", []), ("actions", "Walking"),
+        ("actions", ["Flying"]), ("actions", ["Walking", "Walking"]), ("actions", [3]),
+        ("actions", 7), ("actions", [[]]),
     ],
 )  # fmt: skip
 def test_bad_arguments_are_named(argument, value):

@@ -34,6 +34,7 @@ from keras_wsgcn.errors import InputError, check_integer, check_number
 from keras_wsgcn.skeletons import h36m_17
 
 ACTIONS = tuple(ACTIVITIES)
+_MAX_FRAMES = 500_000  # of a take
 _STRETCH = 0.999  # of a leg, at most: a knee is never quite straight
 
 # --- angles over time ---------------------------------------------------------------------------
@@ -306,11 +307,12 @@ def generate_motions(
     check_integer("seed", seed, least=0)
     check_number("seconds", seconds, above=0)
     check_number("fps", fps, above=0)
-    frames = round(seconds * fps)
-    if frames < 2:
+    if not 1.5 <= seconds * fps <= _MAX_FRAMES:
         raise InputError(
-            f"`seconds` must last at least two frames at fps={fps}. Received: seconds={seconds}"
+            f"`seconds` must last 2 to {_MAX_FRAMES} frames at fps={fps}. "
+            f"Received: seconds={seconds}"
         )
+    frames = round(seconds * fps)
     chosen = ACTIONS if actions is None else actions
     is_list = isinstance(chosen, Sequence) and not isinstance(chosen, str) and len(chosen) > 0
     if not is_list or any(name not in ACTIONS for name in chosen) or len(set(chosen)) < len(chosen):

@@ -153,7 +153,7 @@ class _Rest:
                 text = error.read(1 << 16).decode(errors="replace")
                 text = json.loads(text)["error"]
             raise ServingError(f"{self.url}{what} answered {error.code}: {text}") from None
-        except (OSError, http.client.HTTPException, ValueError) as error:
+        except (OSError, http.client.HTTPException, ValueError, RecursionError) as error:
             raise ServingError(f"{self.url}{what} gave no answer: {error}") from None
 
 

@@ -55,7 +55,8 @@ def supervise(
                         processes.clear()
                         break
                     if status < 0:
-                        name = signal.Signals(-status).name
+                        names = {number.value: number.name for number in signal.Signals}
+                        name = names.get(-status, f"signal {-status}")
                         print(f"worker {number + 1} was ended by {name}", file=sys.stderr)
                     if status == RENEW or (status < 0 and on_death(name) and not processes):
                         processes[number] = _start(function, task, number, workers)
