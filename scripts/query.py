@@ -6,8 +6,10 @@ KEYPOINTS is a COCO results file (.json), a folder of OpenPose's files, or an ar
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+import keras
 import numpy as np
 from cli import run
 from predict import EPILOG, add_keypoint_options, find_model, lift_file
@@ -15,7 +17,9 @@ from predict import EPILOG, add_keypoint_options, find_model, lift_file
 from keras_wsgcn import skeletons
 from keras_wsgcn.data.keypoints import KeypointTrack
 from keras_wsgcn.errors import InputError
+from keras_wsgcn.exporting.formats import METADATA_FILE, skeleton_of_card
 from keras_wsgcn.inference import PoseSequence, lift_tracks, lift_tracks_with
+from keras_wsgcn.models import describe
 from keras_wsgcn.serving import connect
 from keras_wsgcn.serving.client import Client
 from keras_wsgcn.serving.config import REST_PORT
@@ -32,7 +36,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--name", required=True, help="of the model on the server")
     parser.add_argument("--version", type=int, help="of the model (default: the newest)")
     parser.add_argument(
-        "--skeleton", help="joints of the model (default: h36m_16 or h36m_17, by their number)"
+        "--skeleton",
+        help=f"joints of the model: h36m_16, h36m_17, or its card, NAME/VERSION/{METADATA_FILE} "
+        "(default: those of the model compared with, else h36m_16 or h36m_17, by their number)",
     )
     parser.add_argument(
         "--timeout", type=float, default=30.0, help="seconds to wait for an answer (default: 30)"
@@ -56,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             options.server, options.name, version=options.version, timeout=options.timeout
         )
         asked.update(tracks=tracks, image_size=size, **settings)
-        return lift_tracks_with(client.lift, joints_of(client, options), **asked)
+        return lift_tracks_with(client.lift, joints_of(client, options, model), **asked)
 
     sequence = lift_file(options, lift)
     if model is not None:
@@ -68,12 +74,24 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
 
 
-def joints_of(client: Client, options: argparse.Namespace) -> Skeleton:
-    skeleton = skeletons.get(options.skeleton or f"h36m_{client.num_joints}")
+def joints_of(client: Client, options: argparse.Namespace, model: keras.Model | None) -> Skeleton:
+    """What joints the server takes, of which it says the number alone."""
+    compared = skeletons.get(describe(model)["skeleton"]) if model is not None else None
+    if options.skeleton is None:
+        skeleton = compared or skeletons.get(f"h36m_{client.num_joints}")
+    elif Path(options.skeleton).suffix == ".json":
+        skeleton = skeleton_of_card(options.skeleton)
+    else:
+        skeleton = skeletons.get(options.skeleton)
+    if compared and compared.joint_names != skeleton.joint_names:
+        raise InputError(
+            "`compare` must be a model of the same joints. "
+            f"Received: compare={options.compare!r}, skeleton={options.skeleton!r}"
+        )
     if skeleton.num_joints != client.num_joints:
         raise InputError(
-            f"`skeleton` must have the model's {client.num_joints} joints. "
-            f"Received: skeleton={options.skeleton!r}"
+            f"`{'compare' if options.skeleton is None else 'skeleton'}` must have the model's "
+            f"{client.num_joints} joints. Received: the {skeleton.num_joints} of {skeleton.name!r}"
         )
     return skeleton
 

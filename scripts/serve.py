@@ -6,6 +6,7 @@ the folder, and prints the exact `docker run` line. Without MODEL, what is in th
 
 import argparse
 import contextlib
+import shlex
 import signal
 import socket
 import sys
@@ -17,8 +18,10 @@ from cli import run
 from export import describe
 from predict import find_model
 
+from keras_wsgcn import skeletons
 from keras_wsgcn.errors import InputError
 from keras_wsgcn.exporting import export
+from keras_wsgcn.exporting.formats import METADATA_FILE, skeleton_of_card
 from keras_wsgcn.serving import docker_command, served_models, write_config
 from keras_wsgcn.serving.config import (
     GRPC_PORT,
@@ -27,6 +30,7 @@ from keras_wsgcn.serving.config import (
     check_name,
     check_ports,
     models_in,
+    versions,
 )
 from keras_wsgcn.serving.stand_in import StandIn
 
@@ -86,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     print("\nTensorFlow Serving:\n")
     print(f"  {docker_command(options.folder, image=image, **ports)}")
-    print_queries(name, **ports)
+    print_queries(options.folder, name, **ports)
 
 
 def name_of(model: Path) -> str:
@@ -105,13 +109,23 @@ def check_free(ports: dict[str, int]) -> None:
                 raise InputError(f"`{name}` must be free. Received: {name}={port}") from None
 
 
-def print_queries(name: str, rest_port: int, grpc_port: int) -> None:
+def print_queries(folder: Path, name: str, rest_port: int, grpc_port: int) -> None:
     print("\nand then one of\n")
+    joints = joints_of(folder / name / str(versions(folder / name)[-1]) / METADATA_FILE)
     for server in (f"http://localhost:{rest_port}", f"grpc://localhost:{grpc_port}"):
         print(
             f"  python scripts/query.py KEYPOINTS --server {server} --name {name} "
-            "--image-size W H -o poses.npz"
+            f"{joints}--image-size W H -o poses.npz"
         )
+
+
+def joints_of(card: Path) -> str:
+    """What `query.py` is told of joints that are not the library's, which it assumes otherwise."""
+    try:
+        own = skeleton_of_card(card).name not in skeletons.SKELETONS
+    except InputError:
+        return ""  # not an export of the library
+    return f"--skeleton {shlex.quote(str(card))} " if own else ""
 
 
 def stand_in(folder: Path, name: str, ports: dict[str, int]) -> None:
@@ -121,7 +135,7 @@ def stand_in(folder: Path, name: str, ports: dict[str, int]) -> None:
             f"stand-in for TensorFlow Serving: REST on port {server.rest_port}, gRPC on port "
             f"{server.grpc_port}; not for production. Ctrl-C ends it."
         )
-        print_queries(name, server.rest_port, server.grpc_port)
+        print_queries(folder, name, server.rest_port, server.grpc_port)
         sys.stdout.flush()
         with contextlib.suppress(KeyboardInterrupt):
             while True:

@@ -28,6 +28,7 @@ from keras_wsgcn.exporting.formats import (
     SIGNATURES,
     check_packages,
     format_of,
+    skeleton_of_card,
 )
 from keras_wsgcn.files import sync_folder
 from keras_wsgcn.models import describe
@@ -196,8 +197,8 @@ def _check_successor(path: Path, skeleton: Skeleton) -> None:
         return
     served = max(cards, key=lambda card: int(card.parts[-3]))
     try:
-        before = skeletons.get(json.loads(served.read_text(encoding="utf-8"))["skeleton"])
-    except (OSError, ValueError, KeyError, TypeError):
+        before = skeleton_of_card(served)
+    except InputError:
         return  # somebody else's: nothing is known of its joints
     if (before.joint_names, before.root) != (skeleton.joint_names, skeleton.root):
         raise InputError(

@@ -4,6 +4,7 @@ A runtime is a function from named arrays to poses; none of them needs Keras.
 """
 
 import importlib.util
+import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,11 +13,15 @@ from typing import Any
 
 import numpy as np
 
-from keras_wsgcn.errors import InputError, check_choice, check_integer
+from keras_wsgcn import skeletons
+from keras_wsgcn.errors import InputError, check_choice, check_integer, first_line
+from keras_wsgcn.files import check_regular
+from keras_wsgcn.skeletons import Skeleton
 
 # What a signature takes; each gives `pose3d` (batch, joints, 3).
 SIGNATURES = {"serve": ("pose2d",), "serve_pixels": ("pixels", "image_size")}
 METADATA_FILE = "assets.extra/keras_wsgcn.json"  # of a SavedModel
+MAX_CARD_BYTES = 1 << 24  # it also holds the history of the training
 
 Predictor = Callable[..., np.ndarray]
 # Of each input; None where any size goes, as a batch's.
@@ -215,4 +220,25 @@ def _as_float32(name: str, value: Any) -> np.ndarray:
     except (TypeError, ValueError, RuntimeError):  # the last: PyTorch's, of one with a gradient
         raise InputError(
             f"`{name}` must be an array of numbers. Received: {name} of type {type(value).__name__}"
+        ) from None
+
+
+def skeleton_of_card(path: str | os.PathLike) -> Skeleton:
+    """The joints that an exported model takes, as its card says, a SavedModel's `METADATA_FILE`.
+
+    Raises:
+        InputError: if the file is no card.
+    """
+    path = Path(path)
+    try:
+        check_regular(path)
+        with open(path, "rb") as file:
+            content = file.read(MAX_CARD_BYTES + 1)
+        if len(content) > MAX_CARD_BYTES:
+            raise ValueError(f"it has more than {MAX_CARD_BYTES} bytes")
+        return skeletons.get(json.loads(content)["skeleton"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise InputError(
+            "`skeleton` must be what the card of an exported model says, `keras_wsgcn.json` "
+            f"({first_line(error, 300)}). Received: {str(path)!r}"
         ) from None
