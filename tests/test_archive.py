@@ -111,10 +111,15 @@ def test_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
 
 
 def test_other_skeletons_and_arrays_beside_the_motions(tmp_path, arrays):
-    arm = Skeleton("arm", ("shoulder", "elbow", "wrist"), (-1, 0, 1))
-    save_archive(tmp_path / "arm.npz", MotionArchive(arm, (Motion(poses(2, 3), 1, "Arm", "1"),)))
-    loaded = load_archive(tmp_path / "arm.npz").skeleton
-    assert (loaded.joint_names, loaded.parents) == (arm.joint_names, arm.parents)
+    names, parents, motions = ("a", "b", "c"), (-1, 0, 1), (Motion(poses(2, 3), 1, "Arm", "1"),)
+    for arm in (
+        Skeleton("arm", names, parents, centre="b", extra_edges=[("a", "c")], mirror_pairs=()),
+        Skeleton("archive", names, parents),  # what names and parents alone tell
+    ):
+        save_archive(tmp_path / "arm.npz", MotionArchive(arm, motions))
+        assert load_archive(tmp_path / "arm.npz").skeleton == arm
+        with np.load(tmp_path / "arm.npz") as written_arrays:
+            assert ("skeleton" in written_arrays) == (arm.name == "arm")
 
     arrays["pose2d/S002/Walking/02_01/54138969"] = np.zeros((5, 17, 2), "float32")
     assert_same(load_archive(written(tmp_path / "more.npz", arrays)), example())
@@ -263,6 +268,11 @@ def test_missing_array(tmp_path, arrays, name):
         ("meta_action", np.array(["..", "Jumping"]), "`action` must be"),
         ("parents", np.zeros(17, "int32"), "`parents` must hold"),
         ("joint_names", np.array(["a"]), "`joint_names` must hold"),
+        ("skeleton", np.array("{"), "`skeleton` must be a skeleton as JSON"),
+        ("skeleton", np.array("[" * 100_000), "`skeleton` must be a skeleton as JSON"),
+        ("skeleton", np.array('{"name": "arm"}'), "`config` must hold the fields of a Skeleton"),
+        ("skeleton", np.array('"h36m_16"'), "`skeleton` must have the `joint_names` and"),
+        ("skeleton", np.array(["h36m_17"]), "must have 0 dimensions"),
         ("units", np.array("millimetre"), "`units` must be 'metre'"),
         ("up_axis", np.array("y"), "`up_axis` must be 'z'"),
         ("S003/Walking/03_01", poses(), "does not list the array `S003/Walking/03_01`"),

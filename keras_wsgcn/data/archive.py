@@ -4,6 +4,7 @@ What is read is checked before it is used: sizes before bytes, dtypes before arr
 """
 
 import dataclasses
+import json
 import math
 import os
 import re
@@ -161,7 +162,8 @@ def save_archive(path: str | os.PathLike, archive: MotionArchive) -> None:
     Args:
         path: the file to be written.
         archive: what to write. The array `meta_trial` is the last number in the name of the take.
-            Of the skeleton the file holds names and parents.
+            A skeleton that names and parents do not tell is the array `skeleton`, its
+            `get_config()` as JSON.
 
     Raises:
         InputError: if the arrays are not what `load_archive` takes.
@@ -183,6 +185,8 @@ def save_archive(path: str | os.PathLike, archive: MotionArchive) -> None:
         "up_axis": np.array("z"),
         **arrays_of(archive.views, archive.pose2d_source),
     }
+    if archive.skeleton != _skeleton_by(archive.skeleton.joint_names, archive.skeleton.parents):
+        arrays["skeleton"] = np.array(json.dumps(archive.skeleton.get_config()))
     size = sum(array.nbytes + _HEADER_BYTES for array in arrays.values())
     lists = max(array.nbytes for array in arrays.values() if array.dtype.kind != "f")
     if size > MAX_BYTES or lists > MAX_META_BYTES or len(arrays) > MAX_MEMBERS:
@@ -305,7 +309,7 @@ def _archive_from(members: _Members) -> MotionArchive:
     if len(set(keys)) < len(keys):  # each would be read again
         raise _refusal(path, "`meta_key` must have each key once")
     try:
-        skeleton = _skeleton_of(header)
+        skeleton = _skeleton_of(members, header)
         rows = zip(*(array.tolist() for array in meta.values()), strict=True)
         motions = [_motion_from(members, dict(zip(meta, row, strict=True))) for row in rows]
         views, source = views_from(members.array) if LIST_NAME in members.infos else ({}, "")
@@ -351,12 +355,24 @@ def _motion_from(members: _Members, row: Mapping) -> Motion:
     return motion
 
 
-def _skeleton_of(header: Mapping[str, np.ndarray]) -> Skeleton:
+def _skeleton_of(members: _Members, header: Mapping[str, np.ndarray]) -> Skeleton:
     names, parents = tuple(header["joint_names"].tolist()), tuple(header["parents"].tolist())
-    for skeleton in skeletons.SKELETONS.values():
-        if (skeleton.joint_names, skeleton.parents) == (names, parents):
-            return skeleton
-    return Skeleton("archive", names, parents)
+    if "skeleton" not in members.infos:
+        return _skeleton_by(names, parents)
+    text = str(members.array("skeleton", "U", 0))
+    try:
+        config = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"`skeleton` must be a skeleton as JSON ({error})") from None
+    skeleton = skeletons.get(config)
+    if (skeleton.joint_names, skeleton.parents) != (names, parents):
+        raise InputError("`skeleton` must have the `joint_names` and `parents` of the archive")
+    return skeleton
+
+
+def _skeleton_by(names: tuple[str, ...], parents: tuple[int, ...]) -> Skeleton:
+    known = {(one.joint_names, one.parents): one for one in skeletons.SKELETONS.values()}
+    return known.get((names, parents)) or Skeleton("archive", names, parents)
 
 
 # --- checks -------------------------------------------------------------------------------------
