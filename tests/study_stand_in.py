@@ -54,10 +54,12 @@ class StandIn:
 
     def __init__(self):
         self.trained = []
+        self.locks = []  # the files of locks, while it trains
         self.fails = {}  # the error in the first epoch of the n-th call
 
     def train(self, config, data, folder, *, callbacks, verbose):
         self.trained.append(folder.name)
+        self.locks += [path.name for path in folder.parent.glob("*.lock")]
         folder.mkdir(parents=True, exist_ok=True)
         state = folder / "last.keras"
         history = study_trials._history(folder)

@@ -69,8 +69,8 @@ def test_each_run_has_a_lock_of_its_own(tmp_path, stand_in):
     """Though the name of the data has a dot, and so that of the runs."""
     data = {"source": "motions.v2.npz", "validation": [2], "test": [3]}
     assert run(spec_of(FIXED, data=data, seeds=[0]), tmp_path, verbose=False)
-    names = {path.name for path in (tmp_path / "trials").glob("*.lock")}
-    assert names == {f"{name}.lock" for name in stand_in.trained}
+    # Some versions of filelock remove the file when the lock is given back.
+    assert set(stand_in.locks) == {f"{name}.lock" for name in stand_in.trained}
 
 
 def test_slots_that_still_wait_have_their_size(tmp_path, stand_in):
@@ -94,7 +94,10 @@ def test_a_scheme_s_name_does_not_leave_the_folder(tmp_path, stand_in):
     own = {"name": "/../../../escaped", "split": "whole", "per": "graph"}
     assert run(spec_of(FIXED, grid=[{"scheme": own}], seeds=[0]), tmp_path / "runs", verbose=False)
     assert [path.name for path in tmp_path.iterdir()] == ["runs"]
-    assert len(list((tmp_path / "runs" / "trials").glob("*.._escaped*"))) == 2  # and its lock
+    (name,) = stand_in.trained
+    assert ".._escaped" in name
+    assert (tmp_path / "runs" / "trials" / name).is_dir()
+    assert stand_in.locks == [f"{name}.lock"]
 
 
 def test_a_setting_that_is_none_in_one_cell_is_shown(tmp_path, stand_in):
