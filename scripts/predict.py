@@ -1,6 +1,7 @@
 """Lifts the 2D keypoints of a video to 3D poses and writes them as NPZ, JSON or CSV.
 
-KEYPOINTS is a COCO results file (.json), a folder of OpenPose's files, or an array (.npy, .npz).
+KEYPOINTS is a file of COCO results or MMPose's predictions (.json), a folder of OpenPose's files,
+or an array (.npy, .npz).
 """
 
 import argparse

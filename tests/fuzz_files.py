@@ -258,7 +258,12 @@ def coco(folder: Path) -> list[Files]:
              for f in range(3) for p in range(2)]  # fmt: skip
     known = [{**entry, "track_id": n % 2} for n, entry in enumerate(plain)]
     named = [{**entry, "image_id": f"front_{entry['image_id']:03d}.jpg"} for entry in plain]
-    return [{"k.json": as_json(v)} for v in (plain, known, named, {"annotations": plain})]
+    people = [{"keypoints": _flat(p, 0), "keypoint_scores": [0.5] * 17} for p in range(2)]
+    for person in people:  # as MMPose writes them
+        person["keypoints"] = [person["keypoints"][n : n + 2] for n in range(0, 51, 3)]
+    video = [{"frame_id": f, "instances": people} for f in range(3)]
+    kinds = (plain, known, named, {"annotations": plain}, people, video, {"instance_info": video})
+    return [{"k.json": as_json(kind)} for kind in kinds]
 
 
 def _check_tracks(tracks: tuple[KeypointTrack, ...]) -> None:

@@ -18,6 +18,47 @@ def entry(**changes):
     return {"image_id": 1, "keypoints": KEYPOINTS, **changes}
 
 
+def person(**changes):
+    """As MMPose writes it, here with the keypoints of `entry`."""
+    box = {"bbox": [[1.0, 2.0, 3.0, 4.0]], "bbox_score": 0.5}
+    return {"keypoints": [[1.0, 2.0]] * 17, "keypoint_scores": [0.5] * 17, **box, **changes}
+
+
+def assert_same(tracks, expected):
+    assert len(tracks) == len(expected)
+    for one, two in zip(tracks, expected, strict=True):
+        assert one.person == two.person
+        for name in ("frames", "keypoints", "confidence"):
+            np.testing.assert_array_equal(getattr(one, name), getattr(two, name))
+
+
+def test_predictions_of_mmpose_are_read_as_those_of_coco(tmp_path):
+    far = {"keypoints": [[500.0, 9.0]] * 17}
+    video = [
+        {"frame_id": 0, "instances": [person(), person(**far)]},
+        {"frame_id": 1, "instances": []},
+        {"frame_id": 2, "instances": [person(**far)]},
+    ]
+    beside = [500.0, 9.0, 0.5] * 17
+    coco = [(0, KEYPOINTS), (0, beside), (2, beside)]
+    coco = [entry(image_id=frame, keypoints=keypoints) for frame, keypoints in coco]
+    (tmp_path / "coco.json").write_text(json.dumps(coco))
+    expected = read_keypoints(tmp_path / "coco.json", "coco17")
+    assert [track.frames.tolist() for track in expected] == [[0], [0, 2]]
+    path = tmp_path / "mmpose.json"
+    for content in (video, {"meta_info": {"dataset_name": "coco"}, "instance_info": video}):
+        path.write_text(json.dumps(content))
+        assert_same(read_keypoints(path, "coco17"), expected)
+    # Of images, one file each, and of one alone.
+    (tmp_path / "images").mkdir()
+    for frame in video:
+        file = tmp_path / "images" / f"walk_{frame['frame_id']}.json"
+        file.write_text(json.dumps(frame["instances"]))
+    assert_same(read_keypoints(tmp_path / "images", "coco17"), expected)
+    alone = read_keypoints(tmp_path / "images" / "walk_0.json", "coco17")
+    assert [track.frames.tolist() for track in alone] == [[0], [0]]
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [
@@ -51,6 +92,13 @@ def entry(**changes):
         (json.dumps([entry(keypoints=[0, 1])]).replace("0, 1", "1e999"), "not 1 values"),
         (json.dumps([entry(track_id=1), entry(track_id=1)]), "twice in frame 1"),
         (json.dumps([entry(track_id=[1])]), "`track_id` of entry 0"),
+        (json.dumps([person(keypoint_scores=[0.5])]), "each person must have `keypoints`, a list"),
+        (json.dumps([person(keypoints=KEYPOINTS)]), "each person must have `keypoints`, a list"),
+        (json.dumps([{"frame_id": 0, "instances": [3]}]), "as many `keypoint_scores`, not 3"),
+        (json.dumps([{"frame_id": 0, "instances": 3}]), "`instances` of a frame must be a list"),
+        (json.dumps([{"instances": [person()]}]), "`image_id` of entry 0 must be an integer"),
+        (json.dumps({"instance_info": []}), "a list of COCO results"),
+        (json.dumps([person(keypoints=[[1, [2]]] * 17)]), "numbers up to 1000000, not [2]"),
     ],
 )
 def test_malformed_json_is_refused_by_name(content, words, tmp_path):

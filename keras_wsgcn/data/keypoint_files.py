@@ -47,6 +47,9 @@ def read_keypoints(
       for an image that shows several people; or COCO annotations, which hold such a list, and
       things without keypoints, which are left out. The frame is `image_id`, or the last number in
       it. With `track_id` in every entry that is who is who; null and negative numbers are none.
+    - `.json`, or a folder of them: MMPose's predictions, of an image a list of people, each with
+      `keypoints` `[[x, y], ...]` and `keypoint_scores`; of a video a list of frames, each with
+      `frame_id` and such `instances`. Its demos write that as `instance_info`.
     - `.npy` or `.npz` (its array `keypoints`, or its only one): `(frames, joints, 2)`, or 3 with
       confidence, or `(people, frames, joints, 2 or 3)`. NaN, or (0, 0), is missing.
 
@@ -76,7 +79,7 @@ def read_keypoints(
             people = [(0, *_openpose_people(path, content, row))]
             tracks = track_people(people, row, least_confidence=least_confidence)
         else:
-            tracks = _coco_tracks(path, content, row, least_confidence)
+            tracks = _coco_tracks(path, _as_coco(path, content), row, least_confidence)
     elif path.suffix in (".npy", ".npz"):
         tracks = _array_tracks(path, row)
     else:
@@ -96,7 +99,10 @@ def _coco_tracks(
     if annotated:
         content = content["annotations"]
     if not isinstance(content, list) or not content:
-        raise _refusal(path, "it must hold a list of COCO results, or `people` as from OpenPose")
+        raise _refusal(
+            path,
+            "it must hold a list of COCO results, or what OpenPose or MMPose write of people",
+        )
     if len(content) > MAX_DETECTIONS:
         raise _refusal(path, f"it holds {len(content)} entries, more than {MAX_DETECTIONS}")
     for number, entry in enumerate(content):
@@ -173,6 +179,48 @@ def _known_tracks(
     return tuple(tracks)
 
 
+# --- MMPose -------------------------------------------------------------------------------------
+
+
+def _as_coco(path: Path, content: Any) -> Any:
+    """Predictions of MMPose as the entries of COCO results; anything else as it is."""
+    if isinstance(content, Mapping) and "instance_info" in content:
+        content = content["instance_info"]
+    if not isinstance(content, list):
+        return content
+    frames: list[Mapping[str, Any]] = []
+    for entry in content:
+        if not isinstance(entry, Mapping) or not {"instances", "keypoint_scores"} & set(entry):
+            return content
+        frames.append(entry if "instances" in entry else {"frame_id": 0, "instances": [entry]})
+    if any(not isinstance(frame["instances"], list) for frame in frames):
+        raise _refusal(path, "the `instances` of a frame must be a list")
+    return [
+        {"image_id": frame.get("frame_id"), "keypoints": _flat(path, person)}
+        for frame in frames
+        for person in frame["instances"]
+    ]
+
+
+def _flat(path: Path, person: Any) -> list:
+    """`keypoints` and `keypoint_scores` as one list, x, y and score after each other."""
+    fields: Mapping[str, Any] = person if isinstance(person, Mapping) else {}
+    points, scores = fields.get("keypoints"), fields.get("keypoint_scores")
+    if (
+        not (isinstance(points, list) and isinstance(scores, list))
+        or len(points) != len(scores)
+        or any(not isinstance(point, list) or len(point) != 2 for point in points)
+    ):
+        raise _refusal(
+            path,
+            "each person must have `keypoints`, a list of [x, y], and as many `keypoint_scores`, "
+            f"not {_shown(person)}",
+        )
+    return [
+        number for point, score in zip(points, scores, strict=True) for number in (*point, score)
+    ]
+
+
 # --- OpenPose -----------------------------------------------------------------------------------
 
 
@@ -192,6 +240,8 @@ def _openpose_frames(files: list[Path], folder: Path, row: KeypointFormat) -> It
 def _openpose_people(
     path: Path, content: Any, row: KeypointFormat
 ) -> tuple[np.ndarray, np.ndarray]:
+    if isinstance(content, list):  # MMPose's, of an image
+        content = {"people": [{"pose_keypoints_2d": _flat(path, one)} for one in content]}
     people = content.get("people") if isinstance(content, Mapping) else None
     if not isinstance(people, list):
         raise _refusal(path, "`people` must be a list")
