@@ -14,12 +14,11 @@ import keras
 import numpy as np
 import pandas as pd
 
-from keras_wsgcn import skeletons
 from keras_wsgcn.data.cameras import checked_size, normalize_screen
 from keras_wsgcn.data.keypoints import DETECTED, MISSING, ORIGINS, KeypointTrack, convert_track
 from keras_wsgcn.errors import InputError, check_choice, check_integer, check_number
 from keras_wsgcn.files import atomic_path
-from keras_wsgcn.models import describe
+from keras_wsgcn.models import skeleton_of
 from keras_wsgcn.prediction import predict, root_aligned
 from keras_wsgcn.skeletons import Skeleton
 
@@ -121,7 +120,7 @@ def lift_tracks(
     length is about 1.1 times the width of the image.
 
     Args:
-        model: a lifting model on joints of Human3.6M.
+        model: a lifting model whose joints the tracks' formats have or make.
         tracks: the people, keypoints in pixels.
         image_size: (width, height), pixels.
         fps: frames per second.
@@ -132,7 +131,8 @@ def lift_tracks(
         The poses of all people over all frames, from the first in which anyone is seen.
 
     Raises:
-        InputError: if there is nobody, the frames are too many, or the model has other joints.
+        InputError: if there is nobody, the frames are too many, or the model has joints that
+            a format does not make.
     """
 
     def lift(pixels: np.ndarray, image_size: tuple[int, int]) -> np.ndarray:
@@ -140,7 +140,7 @@ def lift_tracks(
 
     return lift_tracks_with(
         lift,
-        skeletons.get(describe(model)["skeleton"]),
+        skeleton_of(model),
         tracks,
         image_size,
         fps=fps,

@@ -215,13 +215,7 @@ def describe(model: keras.Model) -> dict[str, Any]:
     Raises:
         InputError: if the model holds no `GraphConv`.
     """
-    check_instance("model", model, keras.Model, "such as the `model` of what `train` returns")
-    convs = [layer for layer in model.layers if isinstance(layer, GraphConv)]
-    if not convs:
-        raise InputError(
-            f"`model` must hold `GraphConv` layers. Received: model={model.name!r} with "
-            f"{sorted({type(layer).__name__ for layer in model.layers})}"
-        )
+    convs = _convs_of(model)
     moving = ("moving_mean", "moving_variance")  # all other weights count, also while frozen
     dropouts = [layer.rate for layer in model.layers if isinstance(layer, keras.layers.Dropout)]
     return {
@@ -234,3 +228,23 @@ def describe(model: keras.Model) -> dict[str, Any]:
         "affinity": convs[0].affinity,
         "params": sum(math.prod(w.shape) for w in model.weights if w.name not in moving),
     }
+
+
+def skeleton_of(model: keras.Model) -> Skeleton:
+    """The joints of a lifting model.
+
+    Args:
+        model: as for `describe`, and so is the error.
+    """
+    return _convs_of(model)[0].skeleton
+
+
+def _convs_of(model: keras.Model) -> list[GraphConv]:
+    check_instance("model", model, keras.Model, "such as the `model` of what `train` returns")
+    convs = [layer for layer in model.layers if isinstance(layer, GraphConv)]
+    if not convs:
+        raise InputError(
+            f"`model` must hold `GraphConv` layers. Received: model={model.name!r} with "
+            f"{sorted({type(layer).__name__ for layer in model.layers})}"
+        )
+    return convs

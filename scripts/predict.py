@@ -6,6 +6,7 @@ or an array (.npy, .npz).
 
 import argparse
 import contextlib
+import functools
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -18,12 +19,14 @@ from cli import run
 
 from keras_wsgcn import animation
 from keras_wsgcn.data.keypoint_files import read_keypoints
-from keras_wsgcn.data.keypoints import FORMATS, KeypointTrack
+from keras_wsgcn.data.keypoints import FORMATS, KeypointFormat, KeypointTrack, format_of
 from keras_wsgcn.errors import InputError, check_number
 from keras_wsgcn.files import atomic_path
 from keras_wsgcn.inference import WRITERS, PoseSequence, lift_tracks, save_poses
+from keras_wsgcn.models import skeleton_of
 from keras_wsgcn.pretrained import DEFAULT_MODEL, load_pretrained
 from keras_wsgcn.saving import load_model
+from keras_wsgcn.skeletons import Skeleton
 
 # Which endings each of the outputs can have.
 SUFFIXES = {
@@ -33,10 +36,12 @@ SUFFIXES = {
     "page": (".html",),
 }
 EPILOG = (
-    "The 3D is in metres, in the camera's frame (x right, y down, z away), relative to the pelvis. "
+    "The 3D is in metres, in the camera's frame (x right, y down, z away), relative to the pelvis, "
+    "or the root of another skeleton. "
     "The camera need not be known: the model assumes one like those it was trained with, so what a "
     "very wide or very long lens sees comes out distorted."
 )
+OWN = "model"  # the format of keypoints that are the model's joints
 _FRACTION = 2.0  # pixels in which no person fits: such numbers are fractions of the image
 _PERCENT = 10.0  # a confidence above is none between 0 and 1, nor OpenPose's, a little above
 _OUTSIDE_SHARE = 0.1  # of the joints; more is no person at the edge
@@ -59,7 +64,10 @@ def add_keypoint_options(parser: argparse.ArgumentParser) -> None:
     """The options of what is read and written, which `query.py` has too."""
     parser.add_argument("keypoints", type=Path, help="file or folder of the keypoints")
     parser.add_argument(
-        "--format", choices=FORMATS, default="coco17", help="of the keypoints (default: coco17)"
+        "--format",
+        choices=[*FORMATS, OWN],
+        default="coco17",
+        help=f"of the keypoints; {OWN}: they are the model's joints in its order (default: coco17)",
     )
     parser.add_argument(
         "--image-size",
@@ -103,17 +111,25 @@ def add_keypoint_options(parser: argparse.ArgumentParser) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     options = parse(argv)
 
+    model = functools.cache(lambda: find_model(options.model))
+
     def lift(tracks: list[KeypointTrack], size: tuple[int, int], **settings: Any) -> PoseSequence:
-        return lift_tracks(find_model(options.model), tracks, size, **settings)
+        return lift_tracks(model(), tracks, size, **settings)
 
-    lift_file(options, lift)
+    lift_file(options, lift, lambda: skeleton_of(model()))
 
 
-def lift_file(options: argparse.Namespace, lift: Callable[..., PoseSequence]) -> PoseSequence:
-    """Reads the keypoints, lifts them with `lift`, reports and writes all that was asked for."""
+def lift_file(
+    options: argparse.Namespace, lift: Callable[..., PoseSequence], joints: Callable[[], Skeleton]
+) -> PoseSequence:
+    """Reads the keypoints, lifts them with `lift`, reports and writes all that was asked for.
+
+    The model's `joints` are asked for only where the keypoints are said to be such.
+    """
     writers = plan_outputs(options)
     check_number("fps", options.fps, above=0.0, below=1000.0)
-    tracks = read_people(options)
+    format = format_of(joints()) if options.format == OWN else options.format
+    tracks = read_people(options, format)
     size = tuple(options.image_size) if options.image_size else assumed_size(tracks, options)
     sequence = lift(
         tracks,
@@ -159,9 +175,9 @@ def plan_outputs(options: argparse.Namespace) -> dict[Path, Callable[[PoseSequen
     return {path: writers[name] for name, path in chosen.items()}
 
 
-def read_people(options: argparse.Namespace) -> list[KeypointTrack]:
+def read_people(options: argparse.Namespace, format: str | KeypointFormat) -> list[KeypointTrack]:
     """The people of the file, in pixels, those left out who are hardly seen."""
-    found = read_keypoints(options.keypoints, options.format, least_confidence=options.confidence)
+    found = read_keypoints(options.keypoints, format, least_confidence=options.confidence)
     frames = [int(track.seen(options.confidence).any(axis=1).sum()) for track in found]
     if options.least_frames > max(frames):
         raise InputError(

@@ -5,6 +5,7 @@ or an array (.npy, .npz).
 """
 
 import argparse
+import functools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +21,7 @@ from keras_wsgcn.data.keypoints import KeypointTrack
 from keras_wsgcn.errors import InputError
 from keras_wsgcn.exporting.formats import METADATA_FILE, skeleton_of_card
 from keras_wsgcn.inference import PoseSequence, lift_tracks, lift_tracks_with
-from keras_wsgcn.models import describe
+from keras_wsgcn.models import skeleton_of
 from keras_wsgcn.serving import connect
 from keras_wsgcn.serving.client import Client
 from keras_wsgcn.serving.config import REST_PORT
@@ -58,14 +59,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     model = find_model(options.compare) if options.compare else None
     asked: dict[str, Any] = {}
 
-    def lift(tracks: list[KeypointTrack], size: tuple[int, int], **settings: Any) -> PoseSequence:
+    @functools.cache
+    def served() -> tuple[Client, Skeleton]:
         client = connect(
             options.server, options.name, version=options.version, timeout=options.timeout
         )
-        asked.update(tracks=tracks, image_size=size, **settings)
-        return lift_tracks_with(client.lift, joints_of(client, options, model), **asked)
+        return client, joints_of(client, options, model)
 
-    sequence = lift_file(options, lift)
+    def lift(tracks: list[KeypointTrack], size: tuple[int, int], **settings: Any) -> PoseSequence:
+        client, skeleton = served()
+        asked.update(tracks=tracks, image_size=size, **settings)
+        return lift_tracks_with(client.lift, skeleton, **asked)
+
+    sequence = lift_file(options, lift, lambda: served()[1])
     if model is not None:
         here = lift_tracks(model, **asked)
         apart = 1e3 * np.linalg.norm(sequence.pose3d - here.pose3d, axis=-1)[sequence.lifted]
@@ -77,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def joints_of(client: Client, options: argparse.Namespace, model: keras.Model | None) -> Skeleton:
     """What joints the server takes, of which it says the number alone."""
-    compared = skeletons.get(describe(model)["skeleton"]) if model is not None else None
+    compared = skeleton_of(model) if model is not None else None
     if options.skeleton is None:
         skeleton = compared or skeletons.get(f"h36m_{client.num_joints}")
     elif Path(options.skeleton).suffix == ".json":

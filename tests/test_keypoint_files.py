@@ -32,6 +32,44 @@ def assert_same(tracks, expected):
             np.testing.assert_array_equal(getattr(one, name), getattr(two, name))
 
 
+def beside(number, **changes):
+    return entry(keypoints=[500.0 * number, 9.0, 0.5] * 17, **changes)
+
+
+@pytest.mark.parametrize("write", [int, lambda n: [n], lambda n: [float(n)], lambda n: [[n], [n]]])
+def test_idx_of_alphapose_is_who_is_who(write, tmp_path):
+    """Two who change places from one frame to the next."""
+    path = tmp_path / "alphapose-results.json"
+    content = [
+        beside((number + frame) % 2, image_id=f"{frame}.jpg", idx=write(number + 1))
+        for frame in range(4)
+        for number in range(2)
+    ]
+    path.write_text(json.dumps(content))
+    one, two = read_keypoints(path, "coco17")
+    assert (one.person, two.person) == (1, 2)
+    assert one.keypoints[:, 0, 0].tolist() == [0, 500, 0, 500]
+    assert two.keypoints[:, 0, 0].tolist() == [500, 0, 500, 0]
+
+
+@pytest.mark.parametrize(
+    "idx",
+    [0, [0.0], 1, [[1.0], [2.0]], [], [[]], None, "a", -1, 1.5, 1e300, True, {"a": 1}, [[[1]]]],
+)
+def test_idx_that_names_nobody_is_not_taken(idx, tmp_path):
+    """Without a tracker it is 0, of several poses taken for one a list; 1 twice is two people."""
+    path = tmp_path / "alphapose-results.json"
+    content = [
+        beside(number, image_id=f"{frame}.jpg", idx=idx)
+        for frame in range(2)
+        for number in range(2)
+    ]
+    path.write_text(json.dumps(content))
+    one, two = read_keypoints(path, "coco17")
+    assert one.keypoints[:, 0, 0].tolist() == [0, 0]
+    assert two.keypoints[:, 0, 0].tolist() == [500, 500]
+
+
 def test_predictions_of_mmpose_are_read_as_those_of_coco(tmp_path):
     far = {"keypoints": [[500.0, 9.0]] * 17}
     video = [

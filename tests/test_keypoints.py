@@ -26,9 +26,10 @@ from keras_wsgcn.data.keypoints import (
     MISSING,
     KeypointFormat,
     convert_track,
+    format_of,
 )
 from keras_wsgcn.errors import InputError
-from keras_wsgcn.skeletons import h36m_16, h36m_17
+from keras_wsgcn.skeletons import Skeleton, h36m_16, h36m_17
 
 pytestmark = pytest.mark.plain
 
@@ -238,13 +239,35 @@ def test_a_further_format_is_one_more_row(walk):
         ({"pelvis": ({"hip": 1},)}, "not ['hip']"),
         ({"pelvis": ({"l_hip": 0.5, "r_hip": 0.6},)}, "add up to 1"),
         ({"pelvis": ({"thorax": 1},), "thorax": ({"l_hip": 1},)}, "not ['thorax']"),
-        ({"pelvis": ({"l_hip": 1},)}, "['head', 'neck_nose', 'spine', 'thorax'] are not"),
     ],
 )
-def test_rows_that_do_not_make_a_pose(points, words):
+def test_rows_that_cannot_be_mixed(points, words):
     with pytest.raises(InputError) as caught:
         KeypointFormat("own", tuple(LIMBS), points)
     assert words in str(caught.value)
+
+
+def test_a_skeleton_of_ones_own_is_made_of_what_the_format_has(walk):
+    """Joints as they are, points as they are mixed; what the format lacks is named."""
+    one = seen(walk, "coco17")
+    upper = Skeleton("upper", ("thorax", "nose", "l_wrist", "r_wrist"), (-1, 0, 0, 0))
+    pose = convert_track(track_of(one), upper)
+    names = FORMATS["coco17"].joint_names
+    where = [names.index(name) for name in upper.joint_names[1:]]
+    np.testing.assert_array_equal(pose.pose2d[:, 1:], one[:, where, :2])
+    shoulders = [names.index(f"{side}_shoulder") for side in "lr"]
+    np.testing.assert_allclose(pose.pose2d[:, 0], one[:, shoulders, :2].mean(axis=1))
+    assert pose.usable.all()
+    tailed = Skeleton("tailed", ("thorax", "tail"), (-1, 0))
+    with pytest.raises(InputError, match=r"that 'coco17' has or makes; \['tail'\] are not"):
+        convert_track(track_of(one), tailed)
+    # Or they are the skeleton's joints already.
+    pixels = one[:, :2]
+    pose = convert_track(track_of(pixels, format_of(tailed)), tailed)
+    np.testing.assert_array_equal(pose.pose2d, pixels[..., :2])
+    swapped = Skeleton("swapped", ("tail", "thorax"), (-1, 0))
+    pose = convert_track(track_of(pixels, format_of(tailed)), swapped)
+    np.testing.assert_array_equal(pose.pose2d, pixels[:, ::-1, :2])
 
 
 # --- who is who ---------------------------------------------------------------------------------

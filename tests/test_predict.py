@@ -20,7 +20,7 @@ from keras_wsgcn.inference import PoseSequence
 from keras_wsgcn.metrics import mpjpe
 from keras_wsgcn.models import build_model
 from keras_wsgcn.saving import save_model
-from keras_wsgcn.skeletons import h36m_16, h36m_17
+from keras_wsgcn.skeletons import Skeleton, h36m_16, h36m_17
 
 # On a generated walk of somebody whom the lifter has not seen, millimetres.
 LARGEST_LIFTING_MM = 50  # true joints in
@@ -125,6 +125,22 @@ def test_every_format_meets_every_model(format, joints, walk, models, tmp_path):
     record = json.loads(out.read_text())
     assert np.shape(record["people"][0]["poses"][0]["pose3d"]) == (joints, 3)
     assert len(record["joint_names"]) == joints
+
+
+def test_keypoints_can_be_the_joints_of_a_model_of_ones_own(rng, tmp_path):
+    paw = Skeleton("paw", ("wrist", "a", "b", "c"), (1, -1, 1, 2))
+    model = build_model("pre_agg", channels=4, blocks=0, skeleton=paw)
+    save_model(model, tmp_path / "paw.keras")
+    pixels = rng.uniform(0, 1000, (6, 4, 2)).astype("float32")
+    np.save(tmp_path / "paw.npy", pixels)
+    arguments = [tmp_path / "paw.npy", "--model", tmp_path / "paw.keras", *SIZE]
+    out = tmp_path / "out.npz"
+    assert predict(*arguments, "--format", "model", "-o", out) == 0
+    with np.load(out) as file:
+        assert tuple(file["joint_names"]) == paw.joint_names
+        np.testing.assert_array_equal(file["pose2d_px"][0], pixels)
+        lifted = model.predict(normalize_screen(pixels, (1000, 1000)), verbose=0)
+        np.testing.assert_allclose(file["pose3d_m"][0], lifted - lifted[:, 1:2], atol=1e-5)
 
 
 # --- what is written ----------------------------------------------------------------------------

@@ -41,13 +41,14 @@ def turned(tmp_path_factory):
         yield model, folder, f"http://127.0.0.1:{server.rest_port}"
 
 
+@pytest.mark.parametrize("format", ["h36m16", "model"])
 @pytest.mark.parametrize("told", ["--skeleton", "--compare"])
-def test_query_takes_joints_of_another_order(told, turned, pixels, tmp_path, capsys):
+def test_query_takes_joints_of_another_order(told, format, turned, pixels, tmp_path, capsys):
     model, folder, address = turned
-    np.save(tmp_path / "k.npy", pixels)
+    np.save(tmp_path / "k.npy", pixels if format == "h36m16" else pixels[:, ::-1])
     card = folder / "served" / "lifter" / "1" / METADATA_FILE
     arguments = [
-        str(tmp_path / "k.npy"), "--format", "h36m16", "--image-size", *map(str, SIZE),
+        str(tmp_path / "k.npy"), "--format", format, "--image-size", *map(str, SIZE),
         "--server", address, "--name", "lifter", "-o", str(tmp_path / "poses.npz"),
         told, str({"--skeleton": card, "--compare": folder / "m.keras"}[told]),
     ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Reading what detectors write: COCO results JSON, OpenPose JSON, and plain arrays.
+"""Reading what detectors write: JSON of COCO, AlphaPose, OpenPose and MMPose, and plain arrays.
 
 What is read is checked before it is used; an error names the file and the field.
 """
@@ -47,6 +47,7 @@ def read_keypoints(
       for an image that shows several people; or COCO annotations, which hold such a list, and
       things without keypoints, which are left out. The frame is `image_id`, or the last number in
       it. With `track_id` in every entry that is who is who; null and negative numbers are none.
+      AlphaPose's `idx` is taken likewise, where every entry has one and none is twice in a frame.
     - `.json`, or a folder of them: MMPose's predictions, of an image a list of people, each with
       `keypoints` `[[x, y], ...]` and `keypoint_scores`; of a video a list of frames, each with
       `frame_id` and such `instances`. Its demos write that as `instance_info`.
@@ -122,8 +123,14 @@ def _coco_tracks(
         _triples(path, entry.get("keypoints"), row, f"`keypoints` of entry {number}")
         for number, entry in entries.items()
     ]
-    if all(_is_tracked(entry.get("track_id")) for entry in entries.values()):
-        return _known_tracks(path, entries, frames, detections, row)
+    names = [entry.get("track_id") for entry in entries.values()]
+    if not all(map(_is_tracked, names)):
+        names = [_alphapose_name(entry.get("idx")) for entry in entries.values()]
+        if len(set(zip(names, frames, strict=True))) < len(frames):
+            names = [None]
+    if all(map(_is_tracked, names)):
+        known = dict(zip(entries, names, strict=True))
+        return _known_tracks(path, known, frames, detections, row)
     grouped: dict[int, list[np.ndarray]] = {}
     for frame, detection in zip(frames, detections, strict=True):
         grouped.setdefault(frame, []).append(detection)
@@ -151,17 +158,25 @@ def _is_tracked(track_id: Any) -> bool:
     return track_id is not None and not (isinstance(track_id, int) and track_id < 0)
 
 
+def _alphapose_name(idx: Any) -> int | None:
+    """The number in `idx`: 3, `[3.0]`, or of poses that were merged `[[3.0], [3.0]]`; 0 is none."""
+    rows = idx if isinstance(idx, list) else [idx]
+    numbers = [number for row in rows for number in (row if isinstance(row, list) else [row])]
+    if any(type(number) not in (int, float) for number in numbers) or len(set(numbers)) != 1:
+        return None
+    return int(numbers[0]) if 1 <= numbers[0] <= MAX_DETECTIONS and numbers[0] % 1 == 0 else None
+
+
 def _known_tracks(
     path: Path,
-    entries: Mapping[int, Mapping],
+    names: Mapping[int, Any],
     frames: list[int],
     detections: list,
     row: KeypointFormat,
 ) -> tuple[KeypointTrack, ...]:
-    """Tracks by the `track_id` of every entry."""
+    """Tracks by who each entry is."""
     people: dict[int | str, dict[int, np.ndarray]] = {}
-    for (number, entry), frame, found in zip(entries.items(), frames, detections, strict=True):
-        name = entry["track_id"]
+    for (number, name), frame, found in zip(names.items(), frames, detections, strict=True):
         if type(name) not in (int, str):
             raise _refusal(
                 path, f"`track_id` of entry {number} must be an integer, not {_shown(name)}"

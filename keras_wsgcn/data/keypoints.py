@@ -1,10 +1,10 @@
-"""Keypoint formats of 2D detectors, and how their joints become those of Human3.6M.
+"""Keypoint formats of 2D detectors, and how their joints become those of a skeleton.
 
 A format is one row of data in `FORMATS`; a further one needs no code.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -101,23 +101,22 @@ _FACE: Points = {
 
 @dataclass(frozen=True)
 class KeypointFormat:
-    """The joints of a detector, and how to make the 17 of Human3.6M out of them.
+    """The joints of a detector, and how to make those of a skeleton out of them.
 
     Args:
         name: what the format is called.
-        joint_names: its joints in their order. A joint named as one of Human3.6M is that joint.
+        joint_names: its joints in their order. A joint named as one of a skeleton is that joint.
         points: points in the order in which they are made, each with mixtures, the first choice
             first: `{part: weight}`, a part being a joint or a point made before, the weights
             adding up to 1. For a joint of the format, the mixtures stand in where it is missing.
 
     Raises:
-        InputError: if a mixture names an unknown part, weights do not add up to 1, or a joint of
-            Human3.6M is not made.
+        InputError: if a mixture names an unknown part, or weights do not add up to 1.
     """
 
     name: str
     joint_names: tuple[str, ...]
-    points: Points
+    points: Points = field(default_factory=dict)
 
     def __post_init__(self):
         known = set(self.joint_names)
@@ -134,11 +133,6 @@ class KeypointFormat:
                         f"Received: points[{point!r}]={mixtures}"
                     )
             known.add(point)
-        if lacking := set(h36m_17.joint_names) - known:
-            raise InputError(
-                f"`points` must make every joint of {h36m_17.name!r}; {sorted(lacking)} are not. "
-                f"Received: points={sorted(self.points)}"
-            )
 
     @property
     def num_joints(self) -> int:
@@ -204,6 +198,12 @@ FORMATS: dict[str, KeypointFormat] = {
         KeypointFormat("h36m17", h36m_17.joint_names, _H36M_POINTS),
     )
 }
+
+
+def format_of(skeleton: str | Skeleton) -> KeypointFormat:
+    """The format of keypoints that are a skeleton's joints in their order."""
+    row = skeletons.get(skeleton)
+    return KeypointFormat(row.name, row.joint_names)
 
 
 def get_format(identifier: "str | KeypointFormat") -> KeypointFormat:
@@ -300,7 +300,7 @@ class KeypointTrack:
 
 @dataclass(frozen=True)
 class ConvertedTrack:
-    """One person's 2D poses over time on a skeleton of Human3.6M.
+    """One person's 2D poses over time on a skeleton.
 
     Args:
         person: what the person is called.
@@ -325,7 +325,7 @@ def convert_track(
     max_gap: int = 8,
     least_seen: float = 0.5,
 ) -> ConvertedTrack:
-    """Converts a detector's keypoints to a skeleton of Human3.6M.
+    """Converts a detector's keypoints to a skeleton.
 
     A joint below `least_confidence` counts as missing. Missing joints are filled in this order:
     between two frames that have it, if at most `max_gap` lie between them, by a straight line;
@@ -333,7 +333,8 @@ def convert_track(
 
     Args:
         track: the keypoints of one person.
-        skeleton: `"h36m_16"`, `"h36m_17"`, or one whose joints are named among theirs.
+        skeleton: `"h36m_16"`, `"h36m_17"`, or one whose joints are all named among the joints and
+            points of the track's format.
         least_confidence: below it a joint is missing.
         max_gap: how many frames in a row are interpolated at most; 0 for none.
         least_seen: share of the joints that must be detected or interpolated in a usable frame.
@@ -349,10 +350,11 @@ def convert_track(
     check_integer("max_gap", max_gap, least=0)
     check_number("least_seen", least_seen, least=0.0, below=1.0 + 1e-9)
     row = get_format(track.format)
-    if unknown := sorted(set(target.joint_names) - set(h36m_17.joint_names)):
+    made = {*row.joint_names, *row.points}
+    if unknown := [name for name in target.joint_names if name not in made]:
         raise InputError(
-            f"`skeleton` must have joints among {h36m_17.joint_names}; {unknown} are not. "
-            f"Received: skeleton={target.name!r}"
+            f"`skeleton` must have joints that {row.name!r} has or makes; {shown(unknown)} are not "
+            f"among {sorted(made)}. Received: skeleton={target.name!r}"
         )
     frames, keypoints = _dense(track, least_confidence)
     origins = np.where(np.isnan(keypoints[..., 0]), MISSING, DETECTED).astype(np.int8)

@@ -18,7 +18,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_wsgcn import metrics, skeletons
+from keras_wsgcn import metrics
 from keras_wsgcn.data.poses import PoseDataset
 from keras_wsgcn.errors import Failure, InputError, check_choice, check_instance
 from keras_wsgcn.exporting.folding import inference_model
@@ -31,7 +31,7 @@ from keras_wsgcn.exporting.formats import (
     skeleton_of_card,
 )
 from keras_wsgcn.files import sync_folder
-from keras_wsgcn.models import describe
+from keras_wsgcn.models import skeleton_of
 from keras_wsgcn.prediction import check_joints, check_single, predict, root_aligned
 from keras_wsgcn.saving import load_model, save_model
 from keras_wsgcn.skeletons import Skeleton
@@ -115,7 +115,7 @@ def export(
     check_packages(format)
     if isinstance(model, str | os.PathLike):
         model = load_model(model, compile=False)
-    skeleton = skeletons.get(describe(model)["skeleton"])  # refuses what is no lifting model
+    skeleton = skeleton_of(model)  # refuses what is no lifting model
     check_single(model)
     shape = tuple(getattr(model, "input_shape", ()))
     if len(shape) != 3 or None in shape[1:] or shape[2] != 2:

@@ -12,10 +12,9 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_wsgcn import skeletons
 from keras_wsgcn.exporting.folding import inference_model
 from keras_wsgcn.exporting.formats import FORMATS, METADATA_FILE, SIGNATURES, open_exported
-from keras_wsgcn.models import describe
+from keras_wsgcn.models import skeleton_of
 from keras_wsgcn.saving import NORMALISATION, load_model
 
 WARMUP_FILE = "assets.extra/tf_serving_warmup_requests"
@@ -77,7 +76,7 @@ def signatures(model: keras.Model) -> dict[str, tuple[Callable, list]]:
 
 def card(model: keras.Model) -> dict[str, Any]:
     """The metadata of a model, with what a client must know: joints in order, shapes, units."""
-    skeleton = skeletons.get(describe(model)["skeleton"])
+    skeleton = skeleton_of(model)
     poses = f"(batch, {skeleton.num_joints}, "
     return {
         **model.metadata,
