@@ -97,7 +97,7 @@ def test_tensorboard_on_request(runs):
     assert list((runs / "tb" / "tensorboard").rglob("events.out*"))
 
 
-@pytest.mark.parametrize("name", ["mine", "human36m-gt", "cmu24"])
+@pytest.mark.parametrize("name", ["human36m-gt", "cmu24"])
 def test_own_archive_with_subjects_of_its_own(name, runs, tmp_path, capsys):
     """Whatever it is called it is no benchmark."""
     from keras_wsgcn.data.archive import save_archive
