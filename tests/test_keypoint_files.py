@@ -134,7 +134,7 @@ def test_predictions_of_mmpose_are_read_as_those_of_coco(tmp_path):
         (json.dumps([person(keypoints=KEYPOINTS)]), "each person must have `keypoints`, a list"),
         (json.dumps([{"frame_id": 0, "instances": [3]}]), "as many `keypoint_scores`, not 3"),
         (json.dumps([{"frame_id": 0, "instances": 3}]), "`instances` of a frame must be a list"),
-        (json.dumps([{"instances": [person()]}]), "`image_id` of entry 0 must be an integer"),
+        (json.dumps([{"instances": []}]), "`frame_id` of frame 0 must be an integer"),
         (json.dumps({"instance_info": []}), "a list of COCO results"),
         (json.dumps([person(keypoints=[[1, [2]]] * 17)]), "numbers up to 1000000, not [2]"),
     ],

@@ -53,7 +53,7 @@ def test_the_report_has_tables_pictures_and_a_page(studied, capsys):
     assert cli.run(report_study.main, arguments) == 0
     out = capsys.readouterr().out
     assert "# Two <small> schemes" in out
-    assert "4 trials: 2 finished, 2 not run." in out
+    assert re.search(r"4 trials: 2 finished, 2 not run\. \d+ seconds of training on", out)
     assert f"python scripts/run_study.py {studied / 'small.toml'}" in out
     assert re.search(r"\| pre_agg_decoupled \| 4 \|.*\| 1 of 2 \|.*\| 37\.8 \| 30\.1 \|", out)
     assert "| 3b | At equal size no-sharing does not have the lowest test error |" in out

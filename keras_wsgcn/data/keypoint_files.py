@@ -210,9 +210,13 @@ def _as_coco(path: Path, content: Any) -> Any:
         frames.append(entry if "instances" in entry else {"frame_id": 0, "instances": [entry]})
     if any(not isinstance(frame["instances"], list) for frame in frames):
         raise _refusal(path, "the `instances` of a frame must be a list")
+    numbers = [
+        _frame_number(path, frame.get("frame_id"), f"`frame_id` of frame {place}")
+        for place, frame in enumerate(frames)
+    ]
     return [
-        {"image_id": frame.get("frame_id"), "keypoints": _flat(path, person)}
-        for frame in frames
+        {"image_id": number, "keypoints": _flat(path, person)}
+        for number, frame in zip(numbers, frames, strict=True)
         for person in frame["instances"]
     ]
 

@@ -118,7 +118,8 @@ def _status(runs: pd.DataFrame) -> str:
     done = runs[runs["outcome"] == "finished"]
     if len(done):
         seconds = done["train_seconds"].sum()
-        spent = f"{seconds / 3600:.1f} hours" if seconds > 5400 else f"{seconds / 60:.0f} minutes"
+        spent = f"{seconds / 60:.0f} minutes" if seconds > 90 else f"{seconds:.0f} seconds"
+        spent = f"{seconds / 3600:.1f} hours" if seconds > 5400 else spent
         places = sorted(set(zip(done["backend"], done["device"], done["machine"], strict=True)))
         commits = ", ".join(sorted({str(c) for c in done["commit"] if str(c) not in ("", "nan")}))
         text += f" {spent} of training on {'; '.join(', '.join(map(str, p)) for p in places)}"
