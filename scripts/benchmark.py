@@ -21,8 +21,9 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import pandas as pd
 from cli import BACKENDS, add_backends, run
+
+import pandas as pd
 
 from keras_wsgcn.budget import count_flops, count_params, solve_channels
 from keras_wsgcn.errors import InputError, check_integer

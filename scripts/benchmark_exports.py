@@ -18,9 +18,10 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from cli import add_backends, run
+
 import numpy as np
 import pandas as pd
-from cli import add_backends, run
 
 BATCHES = {1: 200, 64: 20, 1024: 4}  # calls a round
 SLOW_CALLS = 20  # of one pose, where a call takes many milliseconds

@@ -14,10 +14,11 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from cli import add_backends, run
+
 import keras
 import numpy as np
 import pandas as pd
-from cli import add_backends, run
 
 from keras_wsgcn import SCHEMES, build_model, load_model, save_model
 from keras_wsgcn.budget import solve_channels

@@ -8,8 +8,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import pandas as pd
 from cli import run
+
+import pandas as pd
 
 from keras_wsgcn.errors import InputError
 from keras_wsgcn.evaluation import read_run

@@ -8,8 +8,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import pandas as pd
 from cli import run
+
+import pandas as pd
 
 from keras_wsgcn import schemes
 from keras_wsgcn.data.poses import PoseDataset

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cli import add_subjects, run
+
 from predict import find_model
 
 from keras_wsgcn.data.sources import load_splits

@@ -13,9 +13,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from cli import run
+
 import keras
 import numpy as np
-from cli import run
 
 from keras_wsgcn import animation
 from keras_wsgcn.data.keypoint_files import read_keypoints

@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from cli import run
+
 import keras
 import numpy as np
-from cli import run
 from predict import EPILOG, add_keypoint_options, find_model, lift_file
 
 from keras_wsgcn import skeletons

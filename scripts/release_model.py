@@ -7,9 +7,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from cli import run
+
 import numpy as np
 import pandas as pd
-from cli import run
 
 from keras_wsgcn import markdown, pretrained
 from keras_wsgcn.data.cmu import SEEN_ACTIONS, load_cmu24, with_detector_trunk

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cli import run
+
 from run_study import add_study_options, read_study
 
 from keras_wsgcn.studies.outages import without_password

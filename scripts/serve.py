@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cli import run
+
 from export import describe
 from predict import find_model
 

@@ -12,8 +12,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
 from cli import run
+
+import numpy as np
 from export import describe
 from predict import find_model
 

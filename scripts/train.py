@@ -7,8 +7,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import keras
 from cli import add_options, add_subjects, given_fields, leave, run
+
+import keras
 
 from keras_wsgcn import schemes
 from keras_wsgcn.budget import AFFINITIES, count_params

@@ -10,10 +10,11 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
+from cli import run
+
 import benchmark
 import numpy as np
 import pandas as pd
-from cli import run
 
 from keras_wsgcn import markdown
 from keras_wsgcn.budget import count_flops, count_params, solve_channels

@@ -1,6 +1,7 @@
 """The shape of the house: who may import whom, how long a file may be, where the table stands."""
 
 import ast
+import sys
 from pathlib import Path
 
 import pytest
@@ -101,6 +102,14 @@ def test_no_backend_at_module_level(name):
 def test_nothing_imports_scripts_or_studies():
     for path in [*MODULES.values(), PACKAGE / "__init__.py"]:
         assert not {m.split(".")[0] for m in imports(path)} & {"scripts", "studies"}
+
+
+def test_commands_import_cli_before_what_takes_seconds():
+    """Else Ctrl-C among the imports ends in a traceback."""
+    for path in (ROOT / "scripts").glob("*.py"):
+        names = [module.split(".")[0] for module in imports(path, top_only=True)]
+        if "cli" in names:
+            assert next(name for name in names if name not in sys.stdlib_module_names) == "cli"
 
 
 def test_keras_src_is_imported_in_one_place():

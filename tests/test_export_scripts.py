@@ -2,9 +2,10 @@
 
 import re
 
+import cli
+
 import benchmark_exports
 import check_exports
-import cli
 import export
 import keras
 import pandas as pd

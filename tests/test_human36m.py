@@ -334,6 +334,7 @@ def test_stored_views_are_checked(tmp_path, gt):
 
 def test_convert_train_and_evaluate(tmp_path, capsys):
     import cli
+
     import evaluate as evaluate_command
     import prepare_data
     import train as train_command
@@ -370,6 +371,7 @@ def test_convert_train_and_evaluate(tmp_path, capsys):
 
 def test_wrong_input_is_one_clear_line(tmp_path, capsys):
     import cli
+
     import prepare_data
 
     for arguments in (["--archives", str(tmp_path)], ["--cdf", "x", "--detections", "cpn"]):

@@ -4,6 +4,7 @@ import functools
 from pathlib import Path
 
 import cli
+
 import numpy as np
 import prepare_data
 import pytest

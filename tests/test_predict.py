@@ -4,6 +4,7 @@ import json
 import os
 
 import cli
+
 import numpy as np
 import pandas as pd
 import predict as predict_command

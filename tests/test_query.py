@@ -3,6 +3,7 @@
 import shlex
 
 import cli
+
 import keras
 import numpy as np
 import pytest

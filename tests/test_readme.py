@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import cli
+
 import numpy as np
 import pytest
 import update_readme

@@ -7,11 +7,12 @@ import re
 import subprocess
 import sys
 
+import cli
+
 import benchmark
 import benchmark_exports
 import benchmark_worker
 import check_exports
-import cli
 import evaluate as evaluate_command
 import export as export_command
 import keras

@@ -11,6 +11,7 @@ import urllib.request
 from pathlib import Path
 
 import cli
+
 import keras
 import numpy as np
 import pytest

@@ -5,6 +5,7 @@
 import dataclasses
 
 import cli
+
 import pytest
 import run_study
 from study_stand_in import FIXED, SEARCH, few_poses, spec_of, stand_in, states, study_of

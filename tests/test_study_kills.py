@@ -9,6 +9,7 @@ import sqlite3
 import time
 
 import cli
+
 import numpy as np
 import pytest
 import run_study

@@ -11,6 +11,7 @@ import uuid
 from pathlib import Path
 
 import cli
+
 import pytest
 import run_study
 import study_processes as processes

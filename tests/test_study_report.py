@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import cli
+
 import keras
 import numpy as np
 import pandas as pd
