@@ -176,8 +176,11 @@ def _multiply_by_onednn(trace: Any) -> None:
     """
     import torch
 
+    def value(node):  # older versions of PyTorch do not say it of a parameter
+        return node.meta["val"] if "val" in node.meta else getattr(trace, node.target)
+
     for node in trace.graph.find_nodes(op="call_function", target=torch.ops.aten.mm.default):
-        rows, product = node.args[0].meta["val"], node.meta["val"]
+        rows, product = value(node.args[0]), value(node)
         tall = len(rows) > max(rows.shape[1], product.shape[1])  # not so the kernel's gradient
         if tall and product.device.type == "cpu" and product.dtype == torch.float32:
             node.target = _onednn_product()
