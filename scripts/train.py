@@ -21,6 +21,7 @@ from keras_wsgcn.errors import InputError
 from keras_wsgcn.plots import new_figure, plot_training_curves
 from keras_wsgcn.recipes import PRECISIONS, RECIPES, SCHEDULES, TrainConfig
 from keras_wsgcn.schemes import SCHEMES
+from keras_wsgcn.skeletons import SKELETONS
 from keras_wsgcn.training import train
 
 RECIPE = "cmu"  # without --recipe
@@ -30,7 +31,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__,
         epilog="Called again with the same options, a run goes on after its last finished epoch. "
-        "The backend is Keras's: set KERAS_BACKEND to tensorflow, jax or torch.",
+        f"The backend is Keras's: set KERAS_BACKEND to tensorflow, jax or torch. --skeleton {OWN} "
+        "takes all joints of an archive of your own.",
     )
     parser.add_argument(
         "--data",
@@ -78,12 +80,14 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
             "affinity": AFFINITIES,
             "schedule": SCHEDULES,
             "precision": PRECISIONS,
+            "skeleton": [*SKELETONS, OWN],
         },
         recipes={RECIPE: RECIPES[RECIPE], **RECIPES},
     )
     return parser.parse_args(argv)
 
 
+OWN = "archive"  # the skeleton of what is trained on
 DATA_OPTIONS = ("stride", "noise_px", "train_cameras", "mixed_trunks", "validation", "test")
 
 
@@ -105,8 +109,15 @@ def settings(options: argparse.Namespace) -> tuple[TrainConfig, Splits]:
             )
         storage, number = options.from_trial
         return settings_of_trial(storage, number, options.study, options.data)
+    own = changes.get("skeleton") == OWN
+    if own:
+        del changes["skeleton"]
     config = dataclasses.replace(RECIPES[options.recipe or RECIPE], **changes)
-    return config, load_splits(options.data or "generated", skeleton=config.skeleton, **data)
+    data["skeleton"] = None if own else config.skeleton
+    splits = load_splits(options.data or "generated", **data)
+    if own:
+        config = dataclasses.replace(config, skeleton=splits.train.skeleton)
+    return config, splits
 
 
 def settings_of_trial(

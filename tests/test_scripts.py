@@ -16,13 +16,18 @@ import check_exports
 import evaluate as evaluate_command
 import export as export_command
 import keras
+import numpy as np
 import pandas as pd
+import predict as predict_command
 import pytest
 import serve as serve_command
 import train as train_command
 
-from keras_wsgcn import SCHEMES, count_flops
+from keras_wsgcn import SCHEMES, Skeleton, count_flops, load_model
+from keras_wsgcn.data.archive import MotionArchive, save_archive
+from keras_wsgcn.data.motions import generate_motions
 from keras_wsgcn.errors import InputError
+from keras_wsgcn.models import skeleton_of
 from keras_wsgcn.recipes import RECIPES, TrainConfig
 
 SMALL = [
@@ -101,9 +106,6 @@ def test_tensorboard_on_request(runs):
 @pytest.mark.parametrize("name", ["human36m-gt", "cmu24"])
 def test_own_archive_with_subjects_of_its_own(name, runs, tmp_path, capsys):
     """Whatever it is called it is no benchmark."""
-    from keras_wsgcn.data.archive import save_archive
-    from keras_wsgcn.data.motions import generate_motions
-
     archive = str(tmp_path / f"{name}.npz")
     save_archive(archive, generate_motions(subjects=3, takes=1, seconds=4.0))
     data = ["--data", archive, "--validation", "2", "--test", "3"]
@@ -113,6 +115,34 @@ def test_own_archive_with_subjects_of_its_own(name, runs, tmp_path, capsys):
     out = capsys.readouterr().out
     assert "seen_mpjpe_mm" not in out
     assert "Table" not in out
+
+
+def test_an_archive_of_joints_of_its_own(runs, tmp_path, capsys):
+    """From an archive of legs to 3D legs; the second training goes on where the first ended."""
+    motions = generate_motions(subjects=3, takes=1, seconds=4.0)
+    names = ("hips", "RHip", "RKnee", "RFoot", "LHip", "LKnee", "LFoot")
+    legs = Skeleton("legs", names, motions.skeleton.parents[:7], centre="RKnee")
+    cut = [dataclasses.replace(one, positions=one.positions[:, :7]) for one in motions.motions]
+    archive = str(tmp_path / "legs.npz")
+    save_archive(archive, MotionArchive(legs, cut))
+    data = ["--data", archive, "--validation", "2", "--test", "3", "--stride", "5"]
+    arguments = [*SMALL, *data, "--runs", str(runs), "--name", "legs"]
+    assert cli.run(train_command.main, arguments) == 2
+    assert "`skeleton` must have joints among" in capsys.readouterr().err
+    for _ in range(2):
+        assert cli.run(train_command.main, [*arguments, "--skeleton", "archive"]) == 0
+    assert capsys.readouterr().out.count("epoch   1") == 1
+    assert cli.run(evaluate_command.main, [str(runs / "legs")]) == 0
+    model = load_model(runs / "legs" / "best.keras", compile=False)
+    assert skeleton_of(model) == legs
+    pixels = np.random.default_rng(0).uniform(0, 1000, (5, 7, 2))
+    np.save(tmp_path / "k.npy", pixels)
+    seen = [str(tmp_path / "k.npy"), "--format", "model", "--image-size", "1000", "1000"]
+    out = str(tmp_path / "o.npz")
+    assert cli.run(predict_command.main, [*seen, "--model", str(runs / "legs"), "-o", out]) == 0
+    with np.load(out) as file:
+        assert file["pose3d_m"].shape == (1, 5, 7, 3)
+        assert tuple(file["joint_names"]) == names
 
 
 @pytest.mark.parametrize(

@@ -209,7 +209,7 @@ def observe(
     archive: MotionArchive,
     cameras: Callable[[Motion], Sequence[Camera]] | None = None,
     *,
-    skeleton: str | Skeleton = "h36m_16",
+    skeleton: str | Skeleton | None = "h36m_16",
     stride: int = 1,
     noise_px: float = 0.0,
     seed: int | np.random.Generator = 0,
@@ -223,7 +223,7 @@ def observe(
     Args:
         archive: motions in metres, z up.
         cameras: gives the cameras of a motion. `None` takes the views that the archive stores.
-        skeleton: the joints to keep.
+        skeleton: the joints to keep. `None` keeps all, the archive's own.
         stride: every how many frames one is taken.
         noise_px: standard deviation of Gaussian detector noise on the 2D input, pixels.
         seed: of the noise, or the generator to draw it from.
@@ -235,7 +235,7 @@ def observe(
     Raises:
         InputError: if an argument is out of range, or no pose is left.
     """
-    skeleton = skeletons.get(skeleton)
+    skeleton = archive.skeleton if skeleton is None else skeletons.get(skeleton)
     check_integer("stride", stride, least=1)
     check_number("noise_px", noise_px, least=0)
     rng = seed
