@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -8,7 +10,7 @@ from keras_wsgcn.data.cmu import four_cameras, load_cmu24
 from keras_wsgcn.data.motions import generate_motions
 from keras_wsgcn.data.poses import PoseDataset, Splits, observe, observe_splits, select_joints
 from keras_wsgcn.data.sources import load_splits
-from keras_wsgcn.skeletons import h36m_16, h36m_17
+from keras_wsgcn.skeletons import Skeleton, h36m_16, h36m_17
 
 pytestmark = pytest.mark.plain
 
@@ -184,6 +186,21 @@ def test_load_splits_refuses_the_unknown(tmp_path, archive):
         load_splits("generated", test=[1])
     with pytest.raises(InputError, match="must hold all subjects of the benchmark"):
         load_cmu24(tmp_path / "x.npz")
+
+
+def test_the_cameras_of_an_archive_stand_around_its_root(tmp_path, archive):
+    """Whichever joint is the first."""
+    names, parents = h36m_17.joint_names[::-1], h36m_17.parents[::-1]
+    turned = Skeleton("turned", names, [16 - parent if parent >= 0 else -1 for parent in parents])
+    motions = [replace(m, positions=m.positions[:, ::-1]) for m in archive.motions]
+    found = []
+    for name, one in (("as_is", archive), ("turned", MotionArchive(turned, motions))):
+        save_archive(tmp_path / f"{name}.npz", one)
+        data = load_splits(tmp_path / f"{name}.npz", skeleton=None, validation=[2], test=[3])
+        found.append(data.train)
+    assert found[1].skeleton == turned
+    np.testing.assert_array_equal(found[1].pose2d[:, ::-1], found[0].pose2d)
+    np.testing.assert_array_equal(found[1].pose3d[:, ::-1], found[0].pose3d)
 
 
 @pytest.mark.parametrize("option", [{"train_cameras": "varied"}, {"nois_px": 1}, {"cameras": None}])

@@ -1,5 +1,6 @@
 """Named data sets, and anybody's own archive, as training, validation and test poses."""
 
+import functools
 import inspect
 import json
 import os
@@ -97,7 +98,8 @@ def load_splits(
     if human36m.is_human36m(archive):
         splits = human36m.split(archive, **subjects, **options)
     else:
-        cameras = None if archive.views else four_cameras
+        around = functools.partial(four_cameras, root=archive.skeleton.root)
+        cameras = None if archive.views else around
         named: dict[str, Any] = {"validation": (), "test": (), **subjects}
         splits = observe_splits(archive, cameras, name=Path(data).stem, **named, **options)
     return splits.loaded(_origin(data, {**options, **subjects}), digest_of(data))
