@@ -5,6 +5,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 BACKENDS := tensorflow jax torch
+SYNC := $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)# not in the make of macOS
 
 .PHONY: quickstart serve-demo test test-lowest lint format test-slow torture clean $(BACKENDS:%=test-%)
 
@@ -24,7 +25,7 @@ test: export OMP_WAIT_POLICY ?= passive
 test: export JAX_DISABLE_MOST_OPTIMIZATIONS ?= 1
 test: export XLA_FLAGS ?= --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true
 test: $(READY)
-	$(MAKE) --jobs 3 --output-sync=target $(BACKENDS:%=test-%)
+	$(MAKE) --jobs 3 $(SYNC) $(BACKENDS:%=test-%)
 
 $(BACKENDS:%=test-%): test-%: $(READY)
 	KERAS_BACKEND=$* $(BIN)/python -m pytest

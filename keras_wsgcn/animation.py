@@ -123,7 +123,7 @@ def write_page(sequence: PoseSequence, path: str | os.PathLike) -> None:
     try:
         from plotly.offline import get_plotlyjs
     except ImportError as error:
-        raise ImportError("Pages need plotly: pip install 'keras_wsgcn[plots]'") from error
+        raise ImportError('Pages need plotly: pip install "keras_wsgcn[plots]"') from error
     scene = _stage(sequence, *_every_nth(sequence, ".html"))
     template = importlib.resources.files("keras_wsgcn").joinpath("page.html").read_text("utf-8")
     page = string.Template(template).substitute(
@@ -368,7 +368,7 @@ def _find_ffmpeg() -> str:
 
         return get_ffmpeg_exe()
     except (ImportError, RuntimeError) as error:
-        raise ImportError("MP4 needs ffmpeg: pip install 'keras_wsgcn[video]'") from error
+        raise ImportError('MP4 needs ffmpeg: pip install "keras_wsgcn[video]"') from error
 
 
 def _write_mp4(path: Path, scene: _Scene, ffmpeg: str) -> None:

@@ -4,11 +4,18 @@ import functools
 import importlib
 import os
 import re
+import shlex
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import keras
 import numpy as np
+
+
+def command_line(words: Sequence[str]) -> str:
+    """Words as a line for this system's shell."""
+    return subprocess.list2cmdline(words) if os.name == "nt" else shlex.join(words)
 
 
 def environment() -> dict[str, str]:

@@ -35,7 +35,7 @@ def atomic_path(target: str | os.PathLike) -> Iterator[Path]:
     try:
         yield temporary
         _sync(temporary)
-        os.replace(temporary, target)
+        replace_file(temporary, target)
     except OSError as error:
         if error.errno is None or error.filename is not None:
             raise
@@ -43,6 +43,20 @@ def atomic_path(target: str | os.PathLike) -> Iterator[Path]:
         raise OSError(error.errno, error.strerror, str(target)) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+# On Windows no file is replaced that somebody has open; indexers and scanners close it soon.
+_WAITS = (0.05, 0.1, 0.2, 0.5, 1.0) if os.name == "nt" else ()
+
+
+def replace_file(source: Path, target: Path) -> None:
+    """`os.replace`, tried again where it is refused on Windows."""
+    for seconds in _WAITS:
+        try:
+            return os.replace(source, target)
+        except PermissionError:
+            time.sleep(seconds)
+    os.replace(source, target)
 
 
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}(\.rewritten)?(\.\w+)?")

@@ -256,6 +256,13 @@ def _percent_below(xp: Any, distances: Any, threshold: float) -> Any:
 # --- as Keras metrics ---------------------------------------------------------------------------
 
 
+def _as_tensor(values: Any) -> Any:
+    try:
+        return ops.convert_to_tensor(values)
+    except TypeError:  # Apple's GPUs know no float64
+        return ops.convert_to_tensor(values, "float32")
+
+
 class _FittingMean(keras.metrics.Mean):
     """A mean that refuses weights, or a mask, which are of other things than its values."""
 
@@ -287,7 +294,7 @@ class _PoseMetric(keras.metrics.MeanMetricWrapper, _FittingMean):
         return {"name": self.name, "dtype": self.dtype}
 
     def _checked_errors(self, y_true: Any, y_pred: Any) -> Any:
-        y_true, y_pred = ops.convert_to_tensor(y_true), ops.convert_to_tensor(y_pred)
+        y_true, y_pred = _as_tensor(y_true), _as_tensor(y_pred)
         # Unequal shapes would broadcast against each other, to a plausible number.
         sizes = list(zip(y_true.shape, y_pred.shape, strict=False))
         unequal = any(None not in pair and pair[0] != pair[1] for pair in sizes)

@@ -342,7 +342,7 @@ def new_figure(width: float, height: float, dpi: int = _DPI) -> Any:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ImportError("Pictures need matplotlib: pip install 'keras_wsgcn[plots]'") from error
+        raise ImportError('Pictures need matplotlib: pip install "keras_wsgcn[plots]"') from error
     figure = Figure(figsize=(width, height), dpi=dpi)
     FigureCanvasAgg(figure)
     return figure

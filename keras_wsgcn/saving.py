@@ -18,7 +18,7 @@ from keras_wsgcn import (
     screening,
 )
 from keras_wsgcn.errors import InputError, Refused, first_line, shown
-from keras_wsgcn.files import atomic_path, plain
+from keras_wsgcn.files import atomic_path, plain, replace_file
 from keras_wsgcn.hdf5 import check_arrays
 from keras_wsgcn.models import describe
 
@@ -93,7 +93,7 @@ def _finish(path: Path, metadata: str, losses: set[str]) -> None:
                 archive.writestr(member, content)
             _check_size(screening.METADATA_MEMBER, metadata.encode())
             archive.writestr(screening.METADATA_MEMBER, metadata)
-        os.replace(rewritten, path)
+        replace_file(rewritten, path)
     finally:
         rewritten.unlink(missing_ok=True)
 

@@ -15,6 +15,9 @@ from keras_wsgcn.environment import processor
 from keras_wsgcn.errors import InputError
 from keras_wsgcn.models import LAYERS
 
+# Devices whose kernel of Adam divides the gradients; Apple's leaves out to, without a word.
+DIVIDING_KERNELS = ("cpu", "cuda")
+
 
 def torch_runner(
     model: keras.Model,
@@ -278,6 +281,8 @@ def _adam_update(model: keras.Model) -> Callable[..., None]:
                 flat = [gradient.flatten() for gradient in gradients]
                 norm = torch.stack([torch.dot(one, one) for one in flat]).sum().sqrt()
             divisor = torch.clamp(norm / optimizer.global_clipnorm, min=1.0)
+            if weights[0].device.type not in DIVIDING_KERNELS:
+                gradients, divisor = torch._foreach_div(gradients, divisor), None
         correction = torch.sqrt(1 - optimizer.beta_2**count) / (1 - optimizer.beta_1**count)
         torch._fused_adam_(
             weights, gradients, moments, velocities, [], late,

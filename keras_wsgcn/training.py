@@ -4,6 +4,7 @@ A run lives in a folder. Its state is one file, `last.keras`, replaced whole aft
 every random choice is a function of (seed, epoch): a run that was killed ends like any other.
 """
 
+import contextlib
 import json
 import os
 import time
@@ -364,7 +365,8 @@ class _Run:
     def _write_history(self) -> None:
         path, text = self.folder / "history.csv", self.history_frame().to_csv(index=False)
         if not path.exists() or path.read_text(encoding="utf-8") != text:
-            write_text(path, text)
+            with contextlib.suppress(PermissionError):  # open in Excel: `last.keras` has it as well
+                write_text(path, text)
 
     def history_frame(self) -> pd.DataFrame:
         return pd.DataFrame(self.history)

@@ -165,7 +165,8 @@ def plan_outputs(options: argparse.Namespace) -> dict[Path, Callable[[PoseSequen
                 f"`{name}` must end in one of {list(SUFFIXES[name])}. "
                 f"Received: {name}={str(path)!r}"
             )
-        if path.is_dir() or path.resolve() == options.keypoints.resolve():
+        source = options.keypoints
+        if path.is_dir() or (path.exists() and source.exists() and path.samefile(source)):
             raise InputError(
                 f"`{name}` must be a file, and not the one of the keypoints. "
                 f"Received: {name}={str(path)!r}"

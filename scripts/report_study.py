@@ -5,7 +5,6 @@ one page of HTML that holds all of it.
 """
 
 import argparse
-import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from cli import run
 
 from run_study import add_study_options, read_study
 
+from keras_wsgcn.environment import command_line
 from keras_wsgcn.studies.outages import without_password
 from keras_wsgcn.studies.planning import storage_of
 from keras_wsgcn.studies.report import as_markdown, draw, sections, write_page
@@ -57,7 +57,7 @@ def command_of(path: Path, options: argparse.Namespace, argv: Sequence[str] | No
     if options.storage:  # the page may be passed on
         plain = without_password(options.storage)
         words = [word.replace(options.storage, plain) for word in words]
-    return shlex.join(["python", "scripts/run_study.py", str(path), *words])
+    return command_line(["python", "scripts/run_study.py", str(path), *words])
 
 
 def trained_otherwise(spec: StudySpec, results: StudyResults) -> list[str]:

@@ -6,7 +6,7 @@ the folder, and prints the exact `docker run` line. Without MODEL, what is in th
 
 import argparse
 import contextlib
-import shlex
+import os
 import signal
 import socket
 import sys
@@ -20,6 +20,7 @@ from export import describe
 from predict import find_model
 
 from keras_wsgcn import skeletons
+from keras_wsgcn.environment import command_line
 from keras_wsgcn.errors import InputError
 from keras_wsgcn.exporting import export
 from keras_wsgcn.exporting.formats import METADATA_FILE, skeleton_of_card
@@ -103,7 +104,8 @@ def check_free(ports: dict[str, int]) -> None:
     """Refuses a port that is taken: a server there would take up what is exported here."""
     for name, port in ports.items():
         with socket.socket() as own:
-            own.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if os.name != "nt":  # where it means another thing: to share the port
+                own.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 own.bind(("127.0.0.1", port))
             except OSError:
@@ -126,7 +128,7 @@ def joints_of(card: Path) -> str:
         own = skeleton_of_card(card).name not in skeletons.SKELETONS
     except InputError:
         return ""  # not an export of the library
-    return f"--skeleton {shlex.quote(str(card))} " if own else ""
+    return f"--skeleton {command_line([str(card)])} " if own else ""
 
 
 def stand_in(folder: Path, name: str, ports: dict[str, int]) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from testing import run_python
 
-from keras_wsgcn import InputError, TrainConfig, load_model
+from keras_wsgcn import MPJPE, InputError, TrainConfig, load_model
 from keras_wsgcn.devices import data_parallel, float32_products, replicas
 from keras_wsgcn.training import train
 
@@ -161,6 +161,21 @@ def test_a_precision_that_was_set_by_pytorchs_newer_fields_is_kept():
     if not hasattr(torch.backends.mkldnn, "matmul"):
         pytest.skip("this PyTorch has no such fields")
     assert run_python(NEWER, backend="torch").strip() == "['tf32', 'bf16']"
+
+
+def test_metrics_take_float64_where_there_is_none(rng, monkeypatch):
+    """As on Apple's GPUs."""
+    poses = rng.normal(size=(2, 5, 16, 3))
+    expected = float(MPJPE()(*poses.astype("float32")))
+    original = keras.ops.convert_to_tensor
+
+    def convert(values, dtype=None, **named):
+        if dtype is None and getattr(values, "dtype", None) == np.float64:
+            raise TypeError("no float64 here")
+        return original(values, dtype, **named)
+
+    monkeypatch.setattr(keras.ops, "convert_to_tensor", convert)
+    assert float(MPJPE()(*poses)) == pytest.approx(expected, rel=1e-6)
 
 
 FAULTS = """

@@ -70,6 +70,21 @@ def test_every_optimizer_does_what_it_does_in_fit(name, poses, rng):
     assert_as_fit(compiled(OPTIMIZERS[name]()), compiled(OPTIMIZERS[name]()), poses, rng)
 
 
+@pytest.mark.skipif(keras.backend.backend() != "torch", reason="its own kernel")
+def test_a_kernel_that_does_not_clip_is_given_clipped_gradients(poses, rng, monkeypatch):
+    import torch
+
+    original = torch._fused_adam_
+    monkeypatch.setattr("keras_wsgcn.torch_steps.DIVIDING_KERNELS", ())
+    monkeypatch.setattr(
+        torch,
+        "_fused_adam_",
+        lambda *args, **named: original(*args, **named | {"grad_scale": None}),
+    )
+    models = [compiled(OPTIMIZERS["clipped"]()) for _ in range(2)]
+    assert_as_fit(*models, poses, rng)
+
+
 def test_the_other_order_and_layers_too(poses, rng):
     size = {"scheme": "post_agg_decoupled", "blocks": 0, "non_local": True, "affinity": "learned"}
     optimizer = OPTIMIZERS["clipped"]

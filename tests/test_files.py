@@ -6,6 +6,8 @@ import time
 
 import pytest
 
+from keras_wsgcn import files
+from keras_wsgcn.environment import command_line
 from keras_wsgcn.files import atomic_path, remove_leftovers, sync_folder, write_text
 
 pytestmark = pytest.mark.plain
@@ -43,6 +45,33 @@ def test_files_are_open_for_writing_when_they_are_written_out(tmp_path, monkeypa
     write_text(tmp_path / "a.txt", "text")
     sync_folder(tmp_path)
     assert synced == [os.O_RDWR, os.O_RDWR]
+
+
+def test_a_file_that_somebody_has_open_is_replaced_a_little_later(tmp_path, monkeypatch):
+    """On Windows, where it is refused."""
+    original, refusals = os.replace, iter([True, True, False])
+
+    def replace(source, target):
+        if next(refusals):
+            raise PermissionError(13, "open elsewhere", str(target))
+        original(source, target)
+
+    monkeypatch.setattr(os, "replace", replace)
+    with pytest.raises(PermissionError):
+        write_text(tmp_path / "a.txt", "text")
+    monkeypatch.setattr(files, "_WAITS", (0.001, 0.001))
+    write_text(tmp_path / "a.txt", "text")
+    assert (tmp_path / "a.txt").read_text() == "text"
+    assert os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_printed_commands_are_of_the_system_s_shell(monkeypatch):
+    words = ["python", "a b", r"C:\runs\x"]
+    assert command_line(words) == r"python 'a b' 'C:\runs\x'"
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "name", "nt")
+        line = command_line(words)
+    assert line == r'python "a b" C:\runs\x'
 
 
 def test_leftovers_are_removed_when_they_are_old(tmp_path):

@@ -362,6 +362,7 @@ def test_several_people_from_every_kind_of_file(walk, tmp_path):
 def test_a_frame_without_people_is_a_gap(walk, tmp_path):
     folder = write_openpose(tmp_path, [seen(walk, "body25")[:10]])
     (folder / "clip_000000000004_keypoints.json").write_text('{"people": []}')
+    (folder / "._clip_000000000004_keypoints.json").write_bytes(b"\0\5\x16\7")  # of a Mac
     (track,) = read_keypoints(folder, "body25")
     assert track.frames.tolist() == [0, 1, 2, 3, 5, 6, 7, 8, 9]
     (single,) = read_keypoints(folder / "clip_000000000005_keypoints.json", "body25")

@@ -114,6 +114,16 @@ def test_folder_takes_the_thorax_from_a_skeleton_beside_a_bvh_file(folder):
     assert archive.motions[-1].source_kind == "bvh+asf"
 
 
+def test_files_that_a_mac_leaves_beside_others_are_none(folder):
+    before = read_folder(folder)
+    for name in ("._08_01.bvh", "._02.asf", "._02_01.amc"):
+        (folder / name).write_bytes(b"\0\5\x16\7")
+    assert [m.key for m in read_folder(folder).motions] == [m.key for m in before.motions]
+    (folder / "_walk.bvh").write_text("no motion")
+    with pytest.raises(InputError, match=r"_walk\.bvh"):
+        read_folder(folder)
+
+
 def test_suffixes_in_capitals(folder):
     for path in [*folder.rglob("*.asf"), *folder.rglob("*.amc"), *folder.rglob("*.bvh")]:
         path.rename(path.with_suffix(path.suffix.upper()))

@@ -1,10 +1,12 @@
 """Workers as processes: here they only pretend to work."""
 
 import time
+from types import SimpleNamespace
 
 import pytest
 
 from keras_wsgcn.errors import InputError
+from keras_wsgcn.studies import processes
 from keras_wsgcn.studies.processes import supervise
 
 pytestmark = pytest.mark.plain
@@ -67,3 +69,13 @@ def test_the_last_worker_that_a_trial_kills_is_followed_by_another(workers, mark
     assert deaths == ["SIGKILL"] * 3
     assert len(marks.read_text()) == 3
     assert capsys.readouterr().err.count("was ended by SIGKILL") == 3
+
+
+def test_a_worker_that_windows_ended_is_followed_by_another(monkeypatch, capsys):
+    statuses = iter([0xC0000005, 0])
+    ended = SimpleNamespace(poll=lambda: next(statuses))
+    monkeypatch.setattr(processes, "_start", lambda *task: ended)
+    deaths = []
+    supervise("pretended:share", {}, 1, lambda name: deaths.append(name) or True)
+    assert deaths == ["status 0xc0000005"]
+    assert "worker 1 was ended by status 0xc0000005" in capsys.readouterr().err

@@ -239,6 +239,13 @@ def test_own_schemes_are_told_by_their_names(tmp_path):
     assert again.cells == spec.cells
 
 
+def test_the_mark_that_notepad_writes_first_says_nothing(tmp_path):
+    path = write(tmp_path, FIXED)
+    expected = load_spec(path)
+    path.write_text("\ufeff" + path.read_text(), encoding="utf-8")
+    assert load_spec(path) == expected
+
+
 def test_a_missing_spec_names_those_that_are_there(tmp_path):
     write(tmp_path, FIXED)
     (tmp_path / "pyproject.toml").touch()

@@ -39,7 +39,7 @@ def read_folder(folder: Path, kinds: tuple[str, ...], numbers: int) -> Takes:
         ImportError: if cdflib is not installed.
     """
     for kind in kinds:
-        paths = sorted(folder.rglob(f"S*/**/{kind}/*.cdf"))
+        paths = sorted(folder.rglob(f"S*/**/{kind}/[!.]*.cdf"))
         if paths:
             break
     else:

@@ -70,7 +70,7 @@ def read_keypoints(
     path, row = Path(path), get_format(format)
     check_number("least_confidence", least_confidence, least=0.0)
     if path.is_dir():
-        files = sorted(path.glob("*.json"))
+        files = sorted(path.glob("[!.]*.json"))  # macOS writes a `._name` beside some files
         tracks = track_people(
             _openpose_frames(files, path, row), row, least_confidence=least_confidence
         )

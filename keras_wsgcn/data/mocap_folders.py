@@ -107,7 +107,7 @@ def read_folder(
         report(f"{len(others)} files are left out, which are not labelled")
         paths = {stem: path for stem, path in paths.items() if stem in labels}
     for stem, path in paths.items():
-        beside = (path.with_name(name) for name in (stem, stem.split("_")[0]))
+        beside = (path.parent / name for name in (stem, stem.split("_")[0]))
         asf = next((skeletons[name] for name in beside if name in skeletons), None)
         label = labels.get(stem, {})
         if path.suffix.lower() == ".bvh":
@@ -208,7 +208,8 @@ def _check_cuts(max_speed: float, min_frames: int) -> None:
 
 
 def _files_in(folder: Path, suffix: str) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() == suffix)
+    # macOS writes a `._name` beside some files.
+    return sorted(path for path in folder.rglob("[!.]*") if path.suffix.lower() == suffix)
 
 
 def _letters(number: int) -> str:

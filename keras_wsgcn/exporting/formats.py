@@ -148,7 +148,7 @@ def check_packages(name: str) -> None:
     ]
     if missing:
         raise InputError(
-            f"`format` {name!r} needs the packages {missing}: pip install 'keras_wsgcn[export]'. "
+            f'`format` {name!r} needs the packages {missing}: pip install "keras_wsgcn[export]". '
             f"Received: format={name!r}"
         )
 

@@ -168,7 +168,7 @@ class _Grpc:
             )
         except ImportError as error:
             raise InputError(
-                "`server` by gRPC needs `tensorflow_serving`: pip install 'keras_wsgcn[export]'. "
+                '`server` by gRPC needs `tensorflow_serving`: pip install "keras_wsgcn[export]". '
                 f"Received: server='grpc://{target}' ({error})"
             ) from None
         self.target, self.name, self.version, self.timeout = target, name, version, timeout

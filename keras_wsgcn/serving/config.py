@@ -3,9 +3,9 @@
 import json
 import os
 import re
-import shlex
 from pathlib import Path
 
+from keras_wsgcn.environment import command_line
 from keras_wsgcn.errors import InputError, check_integer
 from keras_wsgcn.files import write_text
 
@@ -131,7 +131,7 @@ def docker_command(
     source = str(Path(folder).resolve())
     if "," in source:
         raise InputError(f"`folder` must have no comma in its path. Received: folder={source!r}")
-    return shlex.join(
+    return command_line(
         [
             "docker", "run", "--rm", "-p", f"{rest_port}:{REST_PORT}",
             "-p", f"{grpc_port}:{GRPC_PORT}",

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from keras_wsgcn.errors import InputError
+from keras_wsgcn.studies import liveness
 
 _POLL_SECONDS = 0.1
 RENEW = 75  # the status of a worker that another is to follow
@@ -30,7 +31,8 @@ def supervise(
     Args:
         function: what a worker does, `module:function`; it reads its task from stdin, and returns
             the status of its process.
-        task: what JSON can hold. To it are added `parent`, this process, and the file of `refused`.
+        task: what JSON can hold. To it are added `parent`, the life of this process, and the file
+            of `refused`.
         workers: how many.
         on_death: called with the name of the signal that ended a worker; says whether a trial was
             cut off. If so, another follows the last worker. While others are left none follows:
@@ -41,7 +43,8 @@ def supervise(
     """
     with tempfile.TemporaryDirectory() as notes:
         note = Path(notes) / "refused.json"
-        task = {**task, "parent": os.getpid(), "note": str(note)}
+        # Not its number: on Windows a virtual environment's Python is a child of what was started.
+        task = {**task, "parent": liveness.own_life(), "note": str(note)}
         processes = dict(enumerate(_start(function, task, n, workers) for n in range(workers)))
         try:
             while processes:
@@ -54,11 +57,13 @@ def supervise(
                         _stop(processes.values())
                         processes.clear()
                         break
-                    if status < 0:
+                    died = not 0 <= status <= 255  # Windows has no signals: 0xC0000005 and the like
+                    if died:
                         names = {number.value: number.name for number in signal.Signals}
-                        name = names.get(-status, f"signal {-status}")
+                        unnamed = f"signal {-status}" if status < 0 else f"status {status:#x}"
+                        name = names.get(-status, unnamed)
                         print(f"worker {number + 1} was ended by {name}", file=sys.stderr)
-                    if status == RENEW or (status < 0 and on_death(name) and not processes):
+                    if status == RENEW or (died and on_death(name) and not processes):
                         processes[number] = _start(function, task, number, workers)
                 time.sleep(_POLL_SECONDS)
         except BaseException:

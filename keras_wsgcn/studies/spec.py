@@ -303,7 +303,7 @@ def _parsed(path: Path) -> dict[str, Any]:
     try:
         if not path.is_file() or path.stat().st_size > MAX_SPEC_BYTES:
             raise ValueError(f"it is no regular file of at most {MAX_SPEC_BYTES} bytes")
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))  # Notepad's mark
     # Numbers with too many digits are ValueErrors too; arrays can be nested too deeply.
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(

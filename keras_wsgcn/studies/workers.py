@@ -27,6 +27,7 @@ from keras_wsgcn.data.sources import archive_digest
 from keras_wsgcn.devices import check_together
 from keras_wsgcn.errors import InputError, check_integer
 from keras_wsgcn.recipes import TrainConfig
+from keras_wsgcn.studies import liveness
 from keras_wsgcn.studies import storage as storages
 from keras_wsgcn.studies.outages import writing
 from keras_wsgcn.studies.planning import (
@@ -363,7 +364,7 @@ def work_alone() -> int:
                     storages.open_storage(location, task["heartbeat_seconds"]),
                     together=task["together"],
                     verbose=task["verbose"],
-                    is_orphan=lambda: os.getppid() != task["parent"],
+                    is_orphan=lambda: liveness.is_dead(task["parent"]),
                     most=_most_trials(),
                 )
         except (InputError, OSError) as error:
