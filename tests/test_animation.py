@@ -333,6 +333,6 @@ def test_missing_libraries_are_named(tmp_path, sequence, monkeypatch):
     for module, write, name, extra in cases:
         with monkeypatch.context() as context:
             context.setitem(sys.modules, module, None)
-            with pytest.raises(ImportError, match=rf"pip install 'keras_wsgcn\[{extra}\]'"):
+            with pytest.raises(ImportError, match=rf'pip install "keras_wsgcn\[{extra}\]"'):
                 write(sequence, tmp_path / name)
     assert not list(tmp_path.iterdir())

@@ -1,5 +1,7 @@
 """Keras's own `model.export`, of any scheme: the files predict what the model does."""
 
+import contextlib
+
 import keras
 import numpy as np
 import pytest
@@ -47,6 +49,24 @@ SUFFIX_AND_OPEN = {
 }
 
 
+# What other packages say where they do not fit each other.
+OTHERS = {
+    "failed to deserialize portable artifact": "TensorFlow is older than what this JAX writes",
+    "name 'tensorflow' is not defined": "OpenVINO finds no TensorFlow under Python 3.13",
+}
+
+
+@contextlib.contextmanager
+def skipped_where_others_cannot():
+    try:
+        yield
+    except Exception as error:
+        for words, reason in OTHERS.items():
+            if words in str(error):
+                pytest.skip(reason)
+        raise
+
+
 @pytest.mark.parametrize(
     ("format", "scheme", "affinity"),
     [
@@ -61,8 +81,10 @@ def test_keras_exports_every_scheme(format, scheme, affinity, rng, tmp_path):
     expected = keras.ops.convert_to_numpy(model(pose2d))  # called: to ONNX Keras wants that
     suffix, opened = SUFFIX_AND_OPEN[format]
     path = str(tmp_path / f"lifter{suffix}")
-    model.export(path, format=format, verbose=False)
-    lift = opened(path)
     assert expected.std() > 0.01
-    for batch in (5, 1):
-        np.testing.assert_allclose(lift(pose2d[:batch]), expected[:batch], atol=1e-5)
+    with skipped_where_others_cannot():
+        model.export(path, format=format, verbose=False)
+        lift = opened(path)
+        lifted = {batch: lift(pose2d[:batch]) for batch in (5, 1)}
+    for batch, found in lifted.items():
+        np.testing.assert_allclose(found, expected[:batch], atol=1e-5)

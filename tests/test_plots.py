@@ -208,6 +208,6 @@ def test_the_same_input_gives_the_same_file_and_no_global_state(tmp_path):
 
 def test_a_missing_matplotlib_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(ImportError, match=r"pip install 'keras_wsgcn\[plots\]'"):
+    with pytest.raises(ImportError, match=r'pip install "keras_wsgcn\[plots\]"'):
         plot_training_curves(some_history(), tmp_path / "curves.png")
     assert not list(tmp_path.iterdir())
