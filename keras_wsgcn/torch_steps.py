@@ -15,7 +15,7 @@ from keras_wsgcn.environment import processor
 from keras_wsgcn.errors import InputError
 from keras_wsgcn.models import LAYERS
 
-# Devices whose kernel of Adam divides the gradients; Apple's leaves out to, without a word.
+# Devices whose kernel of Adam divides the gradients by what it is given, to clip them: not MPS.
 DIVIDING_KERNELS = ("cpu", "cuda")
 
 

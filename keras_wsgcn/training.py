@@ -4,9 +4,9 @@ A run lives in a folder. Its state is one file, `last.keras`, replaced whole aft
 every random choice is a function of (seed, epoch): a run that was killed ends like any other.
 """
 
-import contextlib
 import json
 import os
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -365,8 +365,10 @@ class _Run:
     def _write_history(self) -> None:
         path, text = self.folder / "history.csv", self.history_frame().to_csv(index=False)
         if not path.exists() or path.read_text(encoding="utf-8") != text:
-            with contextlib.suppress(PermissionError):  # open in Excel: `last.keras` has it as well
+            try:
                 write_text(path, text)
+            except PermissionError as error:  # on Windows, while Excel has it open
+                print(f"note: {error}; last.keras has the history as well", file=sys.stderr)
 
     def history_frame(self) -> pd.DataFrame:
         return pd.DataFrame(self.history)

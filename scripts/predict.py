@@ -1,7 +1,7 @@
 """Lifts the 2D keypoints of a video to 3D poses and writes them as NPZ, JSON or CSV.
 
-KEYPOINTS is a file of COCO results or MMPose's predictions (.json), a folder of OpenPose's files,
-or an array (.npy, .npz).
+KEYPOINTS is a file of COCO's, AlphaPose's or MMPose's results (.json), a folder of OpenPose's or
+MMPose's files, or an array (.npy, .npz).
 """
 
 import argparse
@@ -111,7 +111,6 @@ def add_keypoint_options(parser: argparse.ArgumentParser) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     options = parse(argv)
-
     model = functools.cache(lambda: find_model(options.model))
 
     def lift(tracks: list[KeypointTrack], size: tuple[int, int], **settings: Any) -> PoseSequence:
@@ -125,7 +124,7 @@ def lift_file(
 ) -> PoseSequence:
     """Reads the keypoints, lifts them with `lift`, reports and writes all that was asked for.
 
-    The model's `joints` are asked for only where the keypoints are said to be such.
+    What the model's `joints` are is asked only where the keypoints are said to be them.
     """
     writers = plan_outputs(options)
     check_number("fps", options.fps, above=0.0, below=1000.0)

@@ -1,7 +1,7 @@
 """Lifts 2D keypoints on a server: TensorFlow Serving, by REST or gRPC. Writes NPZ, JSON or CSV.
 
-KEYPOINTS is a file of COCO results or MMPose's predictions (.json), a folder of OpenPose's files,
-or an array (.npy, .npz).
+KEYPOINTS is a file of COCO's, AlphaPose's or MMPose's results (.json), a folder of OpenPose's or
+MMPose's files, or an array (.npy, .npz).
 """
 
 import argparse

@@ -25,6 +25,7 @@ from keras_wsgcn.skeletons import SKELETONS
 from keras_wsgcn.training import train
 
 RECIPE = "cmu"  # without --recipe
+OWN = "archive"  # as a skeleton: that of what is trained on
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -87,7 +88,6 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-OWN = "archive"  # the skeleton of what is trained on
 DATA_OPTIONS = ("stride", "noise_px", "train_cameras", "mixed_trunks", "validation", "test")
 
 

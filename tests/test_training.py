@@ -191,11 +191,22 @@ def test_a_finished_run_returns_at_once(finished, data, capsys):
     assert capsys.readouterr().out == ""
 
 
-def test_a_history_that_a_kill_left_behind_is_written_anew(data, finished, tmp_path):
+def test_a_history_that_a_kill_left_behind_is_written_anew(
+    data, finished, tmp_path, monkeypatch, capsys
+):
     folder = tmp_path / "a"
     shutil.copytree(finished.folder, folder)
     lines = (folder / "history.csv").read_text().splitlines(keepends=True)
     (folder / "history.csv").write_text("".join(lines[:-1]))
+    with monkeypatch.context() as patch:
+
+        def refuse(path, text):
+            raise PermissionError(13, "open elsewhere", str(path))
+
+        patch.setattr("keras_wsgcn.training.write_text", refuse)
+        train(SMALL, data, folder, verbose=False)  # goes on, for `last.keras` has it as well
+    assert "open elsewhere" in capsys.readouterr().err
+    assert (folder / "history.csv").read_text() == "".join(lines[:-1])
     train(SMALL, data, folder, verbose=False)
     assert (folder / "history.csv").read_text() == "".join(lines)
 

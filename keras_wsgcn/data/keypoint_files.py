@@ -8,7 +8,7 @@ import math
 import os
 import re
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -123,12 +123,7 @@ def _coco_tracks(
         _triples(path, entry.get("keypoints"), row, f"`keypoints` of entry {number}")
         for number, entry in entries.items()
     ]
-    names = [entry.get("track_id") for entry in entries.values()]
-    if not all(map(_is_tracked, names)):
-        names = [_alphapose_name(entry.get("idx")) for entry in entries.values()]
-        if len(set(zip(names, frames, strict=True))) < len(frames):
-            names = [None]
-    if all(map(_is_tracked, names)):
+    if names := _names_of(entries.values(), frames):
         known = dict(zip(entries, names, strict=True))
         return _known_tracks(path, known, frames, detections, row)
     grouped: dict[int, list[np.ndarray]] = {}
@@ -151,6 +146,16 @@ def _check_images(path: Path, content: Iterable[Mapping], frames: list[int]) -> 
             )
     if (span := max(frames) - min(frames) + 1) > MAX_FRAMES:
         raise _refusal(path, f"`image_id` spans {span} frames, more than {MAX_FRAMES}")
+
+
+def _names_of(entries: Collection[Mapping], frames: list[int]) -> list | None:
+    """Who each entry is, as the file says it; None if it does not."""
+    names = [entry.get("track_id") for entry in entries]
+    if all(map(_is_tracked, names)):
+        return names
+    numbers = [_alphapose_name(entry.get("idx")) for entry in entries]
+    apart = len(set(zip(numbers, frames, strict=True))) == len(frames)
+    return numbers if apart and None not in numbers else None
 
 
 def _is_tracked(track_id: Any) -> bool:
