@@ -1,5 +1,7 @@
 """Fixtures that several test files share, what JAX compiles for them, and a closed network."""
 
+import functools
+import gc
 import os
 import sys
 import tempfile
@@ -53,6 +55,23 @@ def pytest_collection_modifyitems(config, items):
     plain = [item for item in items if item.get_closest_marker("plain")]
     config.hook.pytest_deselected(items=plain)
     items[:] = [item for item in items if item not in plain]
+
+
+def pytest_collection_finish():
+    """Garbage is looked for less often, and not in what is imported: up to a tenth of the time."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def motions_made_once():
+    """The generated motions are the same each time; a suite asks for them dozens of times."""
+    from keras_wsgcn.data import sources
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sources, "generate_motions", functools.cache(sources.generate_motions))
+        yield
 
 
 @pytest.fixture
