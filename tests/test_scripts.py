@@ -79,6 +79,7 @@ def test_evaluate_prints_and_writes_both_protocols(runs, capsys):
     assert (runs / "small" / "poses.png").read_bytes().startswith(PNG)
 
 
+@pytest.mark.plain
 def test_the_last_epoch_has_files_of_its_own(runs, capsys):
     folder = runs / "small"
     (folder / "metrics.csv").write_text("of the best")
@@ -103,6 +104,7 @@ def test_tensorboard_on_request(runs):
     assert list((runs / "tb" / "tensorboard").rglob("events.out*"))
 
 
+@pytest.mark.plain
 @pytest.mark.parametrize("name", ["human36m-gt", "cmu24"])
 def test_own_archive_with_subjects_of_its_own(name, runs, tmp_path, capsys):
     """Whatever it is called it is no benchmark."""
@@ -117,6 +119,7 @@ def test_own_archive_with_subjects_of_its_own(name, runs, tmp_path, capsys):
     assert "Table" not in out
 
 
+@pytest.mark.plain
 def test_an_archive_of_joints_of_its_own(runs, tmp_path, capsys):
     """From an archive of legs to 3D legs; the second training goes on where the first ended."""
     motions = generate_motions(subjects=3, takes=1, seconds=4.0)

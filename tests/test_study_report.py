@@ -49,6 +49,7 @@ def studied(tmp_path_factory):
     return folder
 
 
+@pytest.mark.plain
 def test_the_report_has_tables_pictures_and_a_page(studied, capsys):
     arguments = [str(studied / "small.toml"), "--folder", str(studied), "--seeds", "0", "1"]
     assert cli.run(report_study.main, arguments) == 0
@@ -70,6 +71,7 @@ def test_the_report_has_tables_pictures_and_a_page(studied, capsys):
     assert {p.name for p in output.glob("*.png")} == {"small_errors.png", "small_training.png"}
 
 
+@pytest.mark.plain
 def test_the_report_comes_from_the_csvs_as_well(studied, tmp_path, capsys):
     spec, folder = str(studied / "small.toml"), ["--folder", str(studied)]
     arguments = [spec, *folder, "--no-pictures", "--output", str(tmp_path)]
@@ -80,6 +82,7 @@ def test_the_report_comes_from_the_csvs_as_well(studied, tmp_path, capsys):
     assert capsys.readouterr().out == first
 
 
+@pytest.mark.plain
 def test_a_report_of_other_settings_says_so(studied, tmp_path, capsys):
     arguments = [str(studied / "small.toml"), "--folder", str(studied), "--no-pictures"]
     arguments += ["--output", str(tmp_path)]
@@ -111,6 +114,7 @@ def test_a_trial_is_repeated_exactly(studied, tmp_path, capsys):
     assert "note:" not in capsys.readouterr().err
 
 
+@pytest.mark.plain
 def test_a_trial_is_repeated_where_its_archive_lies_now(tmp_path, capsys):
     first, moved, spec = (tmp_path / name for name in ("motions.npz", "moved.npz", "own.toml"))
     save_archive(first, generate_motions(subjects=3, takes=1, seconds=4.0))
@@ -136,6 +140,7 @@ def test_a_trial_is_repeated_where_its_archive_lies_now(tmp_path, capsys):
     assert cli.run(train_command.main, [*again, "--data", "generated"]) == 2
 
 
+@pytest.mark.plain
 @pytest.mark.parametrize(
     ("command", "arguments", "words"),
     [
@@ -175,6 +180,7 @@ def test_wrong_input_is_one_clear_line(command, arguments, words, studied, capsy
     assert error.count("\n") == 1
 
 
+@pytest.mark.plain
 @pytest.mark.parametrize("command", [run_study, report_study])
 def test_help(command, capsys):
     with pytest.raises(SystemExit) as caught:

@@ -68,6 +68,7 @@ def test_a_finished_study_returns_at_once(finished, stand_in, capsys):
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.plain
 def test_an_equal_run_of_another_study_is_taken_over(finished):
     other = spec_of(FIXED, name="other", seeds=[0], grid=[{"scheme": "pre_agg"}])
     before = {path: path.stat().st_mtime_ns for path in finished.glob("trials/*/last.keras")}
@@ -104,6 +105,7 @@ def test_an_interrupted_study_goes_on_and_ends_as_an_undisturbed_one(
             np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.plain
 def test_a_search_never_sees_the_test_subjects(tmp_path, monkeypatch, few_poses):
     """Really trains and records one trial on splits that have no test poses at all."""
     no_test = dataclasses.replace(few_poses)
