@@ -26,6 +26,13 @@ from keras_wsgcn.training import train
 
 RECIPE = "cmu"  # without --recipe
 OWN = "archive"  # as a skeleton: that of what is trained on
+CHOICES = {
+    "scheme": SCHEMES,
+    "affinity": AFFINITIES,
+    "schedule": SCHEDULES,
+    "precision": PRECISIONS,
+    "skeleton": [*SKELETONS, OWN],
+}
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -76,13 +83,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add_options(
         parser.add_argument_group("configuration"),
         TrainConfig,
-        choices={
-            "scheme": SCHEMES,
-            "affinity": AFFINITIES,
-            "schedule": SCHEDULES,
-            "precision": PRECISIONS,
-            "skeleton": [*SKELETONS, OWN],
-        },
+        choices=CHOICES,
         recipes={RECIPE: RECIPES[RECIPE], **RECIPES},
     )
     return parser.parse_args(argv)
@@ -109,6 +110,10 @@ def settings(options: argparse.Namespace) -> tuple[TrainConfig, Splits]:
             )
         storage, number = options.from_trial
         return settings_of_trial(storage, number, options.study, options.data)
+    if (skeleton := changes.get("skeleton", OWN)) not in CHOICES["skeleton"]:
+        raise InputError(
+            f"`skeleton` must be one of {CHOICES['skeleton']}. Received: skeleton={skeleton!r}"
+        )
     own = changes.get("skeleton") == OWN
     if own:
         del changes["skeleton"]

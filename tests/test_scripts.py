@@ -157,6 +157,7 @@ def test_an_archive_of_joints_of_its_own(runs, tmp_path, capsys):
         (train_command, ["--budget", "1e6", "--channels", "3"], "`budget` and `channels`"),
         (train_command, ["--learning-rate", "-1"], "`learning_rate` must be"),
         (train_command, ["--stride", "0"], "`stride` must be"),
+        (train_command, ["--skeleton", "archiv"], "one of ['h36m_16', 'h36m_17', 'archive']."),
         (train_command, ["--study", "table3"], "`--from-trial` must be given with --study"),
         (serve_command, ["--name", "mine"], "`MODEL` must be given with --name"),
         *(

@@ -359,6 +359,7 @@ def test_a_finished_study_refuses_an_archive_that_changed(tmp_path, stand_in, fe
     assert run(spec, tmp_path)  # what is done needs it no more
 
 
+@pytest.mark.plain
 def test_a_process_is_dead_once_its_lock_is_free():
     import subprocess
     import sys
