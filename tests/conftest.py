@@ -3,6 +3,7 @@
 import functools
 import gc
 import os
+import random
 import sys
 import tempfile
 from pathlib import Path
@@ -72,6 +73,16 @@ def motions_made_once():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sources, "generate_motions", functools.cache(sources.generate_motions))
         yield
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    """Keras draws the seeds of weights and masks from Python's generator, and shuffles by NumPy's.
+
+    Not `keras.utils.set_random_seed`, which imports TensorFlow.
+    """
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002
 
 
 @pytest.fixture
