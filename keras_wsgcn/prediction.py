@@ -26,19 +26,17 @@ def predict(model: keras.Model, pose2d: np.ndarray) -> np.ndarray:
     check_single(model)
     if not len(pose2d):
         return np.empty((*np.shape(pose2d)[:2], 3), np.float32)
-    count, traced = replicas(), keras.backend.backend() == "torch"
-    batches = math.ceil(len(pose2d) / (PREDICT_BATCH // count * count))
-    # Each device takes its share of every batch. Batches of one size are compiled once; PyTorch
-    # has but one trace, of full ones.
-    size = PREDICT_BATCH if traced else math.ceil(len(pose2d) / batches / count) * count
-    padding = 0 if traced else batches * size - len(pose2d)
+    backend = keras.backend.backend()
+    # PyTorch has one trace, of full batches; the others compile each size, so all have the same.
+    size = PREDICT_BATCH if backend == "torch" else _even_batch(len(pose2d))
+    padding = 0 if backend == "torch" else -len(pose2d) % size
     whole = np.pad(pose2d, ((0, padding), (0, 0), (0, 0)), mode="edge")
     keep_freed_memory()
     with _one_at_a_time, float32_products():
-        if traced:
+        if backend == "torch":
             replay_predictions(model, size)
-        if keras.backend.backend() == "tensorflow" and count == 1:
-            predicted = _predict_without_pipeline(model, np.split(whole, batches))
+        if backend == "tensorflow" and replicas() == 1:
+            predicted = _predict_without_pipeline(model, whole, size)
         else:
             predicted = model.predict(whole, batch_size=size, verbose=0)
     if np.shape(predicted) != (*whole.shape[:2], 3):
@@ -49,12 +47,20 @@ def predict(model: keras.Model, pose2d: np.ndarray) -> np.ndarray:
     return np.asarray(predicted)[: len(pose2d)]
 
 
-def _predict_without_pipeline(model: keras.Model, batches: list[np.ndarray]) -> Any:
+def _even_batch(poses: int) -> int:
+    """The size of batches that are all alike, of which each device takes its share."""
+    count = replicas()
+    batches = math.ceil(poses / (PREDICT_BATCH // count * count))
+    return math.ceil(poses / batches / count) * count
+
+
+def _predict_without_pipeline(model: keras.Model, pose2d: np.ndarray, size: int) -> Any:
     """What `model.predict` gives under TensorFlow, which builds an input pipeline for it each time.
 
     That takes 60 ms, and its threads the cores of others: 6000 poses take 0.64 (`no_sharing`, 1 M
     parameters) to 0.79 (`pre_agg_decoupled`, 4.2 M) of the time without it, 64 poses 0.1 to 0.2.
     """
+    batches = np.split(pose2d, len(pose2d) // size)
     parts = [model.predict_on_batch(batch) for batch in batches]
     return keras.tree.map_structure(lambda *arrays: np.concatenate(arrays), *parts)
 

@@ -17,7 +17,7 @@ from keras_wsgcn.data.cmu import CAMERAS
 from keras_wsgcn.data.poses import Splits
 from keras_wsgcn.data.sources import SOURCES, load_again, load_splits
 from keras_wsgcn.environment import environment
-from keras_wsgcn.errors import InputError
+from keras_wsgcn.errors import InputError, check_choice
 from keras_wsgcn.plots import new_figure, plot_training_curves
 from keras_wsgcn.recipes import PRECISIONS, RECIPES, SCHEDULES, TrainConfig
 from keras_wsgcn.schemes import SCHEMES
@@ -110,10 +110,8 @@ def settings(options: argparse.Namespace) -> tuple[TrainConfig, Splits]:
             )
         storage, number = options.from_trial
         return settings_of_trial(storage, number, options.study, options.data)
-    if (skeleton := changes.get("skeleton", OWN)) not in CHOICES["skeleton"]:
-        raise InputError(
-            f"`skeleton` must be one of {CHOICES['skeleton']}. Received: skeleton={skeleton!r}"
-        )
+    if "skeleton" in changes:
+        check_choice("skeleton", changes["skeleton"], CHOICES["skeleton"])
     own = changes.get("skeleton") == OWN
     if own:
         del changes["skeleton"]

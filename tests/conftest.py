@@ -1,4 +1,4 @@
-"""Fixtures that several test files share, what JAX compiles for them, and a closed network."""
+"""Fixtures that several test files share, a closed network, and what makes the suite quick."""
 
 import functools
 import gc

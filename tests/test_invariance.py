@@ -29,6 +29,16 @@ def test_errors_do_not_depend_on_the_batch_size(model, poses, monkeypatch):
             np.testing.assert_allclose(few[column], whole[column][: len(few)], atol=1e-3)
 
 
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="its pipeline is gone round")
+def test_batches_are_of_one_size_and_need_no_pipeline(model, poses, monkeypatch):
+    sizes, original = [], model.predict_on_batch
+    monkeypatch.setattr(prediction, "PREDICT_BATCH", 7)
+    monkeypatch.setattr(model, "predict_on_batch", lambda x: sizes.append(len(x)) or original(x))
+    monkeypatch.setattr(model, "predict", None)
+    assert prediction.predict(model, poses.pose2d[:30]).shape == (30, 16, 3)
+    assert sizes == [6] * 5
+
+
 def test_errors_do_not_depend_on_the_order_of_subjects(model, poses):
     subjects = np.unique(poses.subject)
     assert len(subjects) > 1
